@@ -1,0 +1,1 @@
+"""The web app: runs the study with people and states what it shows."""
