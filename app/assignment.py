@@ -1,0 +1,89 @@
+"""Which images a participant sees: balanced, at random, and recomputable.
+
+A pure function of the study's seed, the participant's number and how often each stimulus has been shown.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A stimulus that could be shown."""
+
+    id: int
+    pack: str
+    model: str
+    source_index: int
+    source_label: str
+    target_label: str
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Ids in the order of labelling and of judging, the practice images' ids, and the order of the grids."""
+
+    labelling: tuple[int, ...]
+    judging: tuple[int, ...]
+    practice: tuple[int, ...]
+    grids: tuple[str, ...]
+
+
+def assign(
+    seed: int,
+    number: int,
+    candidates: Sequence[Candidate],
+    shown: Mapping[int, int],
+    practice_pool: Sequence[int],
+    practice: int,
+    grids: Sequence[str],
+) -> Assignment:
+    """One stimulus for each (source label, model) cell, the cells in random order.
+
+    `shown` counts how often each stimulus id has been shown; absent ids count 0. A cell's pack is drawn at random.
+    Within a source label no source image comes twice. Among what is left the least-shown stimuli come first; of
+    those, the ones whose (source, target) pair the other models have shown most, so that models are compared on the
+    same pairs; of those, one at random. Raises ValueError where a cell has no stimulus left.
+    """
+    rng = random.Random(f"{seed}/{number}")  # a string seeds through SHA-512: the same on every machine
+    by_cell: dict[tuple[str, str], list[Candidate]] = {}
+    pair_shown: dict[tuple[str, int, str], int] = {}
+    for candidate in sorted(candidates, key=lambda c: c.id):
+        by_cell.setdefault((candidate.source_label, candidate.model), []).append(candidate)
+        pair = _pair(candidate)
+        pair_shown[pair] = pair_shown.get(pair, 0) + shown.get(candidate.id, 0)
+
+    cells = sorted(by_cell)
+    rng.shuffle(cells)
+    used: set[tuple[str, int]] = set()
+    chosen: list[int] = []
+    for cell in cells:
+        pack = rng.choice(sorted({c.pack for c in by_cell[cell]}))
+        left = [c for c in by_cell[cell] if c.pack == pack and (c.pack, c.source_index) not in used]
+        if not left:
+            raise ValueError(f"no stimulus left for label {cell[0]!r}, model {cell[1]!r} in pack {pack!r}")
+
+        def rank(c: Candidate) -> tuple[int, int]:
+            own = shown.get(c.id, 0)
+            return own, -(pair_shown[_pair(c)] - own)
+
+        best = min(rank(c) for c in left)
+        pick = rng.choice([c for c in left if rank(c) == best])
+        used.add((pick.pack, pick.source_index))
+        chosen.append(pick.id)
+
+    judging = list(chosen)
+    rng.shuffle(judging)
+    order = sorted(grids)
+    rng.shuffle(order)
+    return Assignment(
+        labelling=tuple(chosen),
+        judging=tuple(judging),
+        practice=tuple(rng.sample(sorted(practice_pool), practice)),
+        grids=tuple(order),
+    )
+
+
+def _pair(candidate: Candidate) -> tuple[str, int, str]:
+    return candidate.pack, candidate.source_index, candidate.target_label

@@ -1,0 +1,191 @@
+"""`python -m app`: serve, import-pack, simulate, export."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+
+from app import auth, results, settings
+from app import definition as definitions
+from app.db import Database
+from app.definition import DefinitionError
+from app.export import responses_csv, results_json
+from app.packs import import_pack
+from app.settings import Settings, SettingsError
+from app.simulate import PAPER_FOOLED, PAPER_REASONABLE, Rates, SimulationError, simulate
+from ml import pack as pack_format
+from ml.pack import PackError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (2: bad input, said in one line on stderr)."""
+    args = _parser().parse_args(arguments)
+    try:
+        status: int = args.run(args)
+    except (SettingsError, DefinitionError, PackError, SimulationError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m app", description="Run a study of adversarial images.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve the studies of studies/ with the packs of stimuli/")
+    serve.add_argument("--host", default=os.environ.get("HOST") or "127.0.0.1")
+    serve.add_argument("--port", type=int, default=os.environ.get("PORT") or 8000)
+    serve.set_defaults(run=_serve)
+
+    load = commands.add_parser("import-pack", help="check a stimulus pack and store it in the database")
+    load.add_argument("directory", type=Path, metavar="DIR")
+    load.set_defaults(run=_import_pack)
+
+    play = commands.add_parser(
+        "simulate", help="play participants over HTTP, with given rates, as a rehearsal"
+    )
+    play.add_argument(
+        "--url", default="http://127.0.0.1:8000", help="the running server (default: %(default)s)"
+    )
+    play.add_argument("--study", default="mnist", help="the study's name in its URL (default: %(default)s)")
+    play.add_argument("--pack", type=Path, default=settings.ROOT / "stimuli" / "mnist-jsma", metavar="DIR")
+    play.add_argument("--participants", type=int, default=20, metavar="N")
+    play.add_argument("--seed", type=int, default=0)
+    for name, default in (("fooled", PAPER_FOOLED), ("reasonable", PAPER_REASONABLE)):
+        play.add_argument(
+            f"--{name}",
+            nargs="+",
+            type=_model_rate,
+            action="extend",
+            metavar="MODEL=RATE",
+            help="default: the paper's MNIST rates, " + " ".join(f"{k}={v}" for k, v in default.items()),
+        )
+    play.set_defaults(run=_simulate)
+
+    export = commands.add_parser(
+        "export", help="write a study's results.json and responses.csv into a folder"
+    )
+    export.add_argument("--study", default="mnist")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _model_rate(text: str) -> tuple[str, float]:
+    model, equals, rate = text.partition("=")
+    try:
+        if not (model and equals and 0 <= float(rate) <= 1):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL=RATE with a rate from 0 to 1") from None
+    return model, float(rate)
+
+
+def prepare(config: Settings) -> list[str]:
+    """Bring the database up to date: schema, every pack of stimuli/, every study of studies/. Returns the slugs."""
+    now = datetime.now(UTC)
+    database = Database(config.database_url)
+    try:
+        database.migrate()
+        with database.write() as session:
+            for manifest in sorted(config.stimuli.glob("*/manifest.json")):
+                import_pack(session, pack_format.read(manifest.parent), now)
+            slugs = [
+                definitions.freeze(session, path, now).slug for path in sorted(config.studies.glob("*.toml"))
+            ]
+            session.commit()
+    finally:
+        database.close()
+    return slugs
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Prints where to go once the server listens, not before."""
+
+    def __init__(self, config: uvicorn.Config, lines: list[str]) -> None:
+        super().__init__(config)
+        self._lines = lines
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        if self.started:
+            print("\n".join(self._lines), flush=True)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    config = settings.load()
+    slugs = prepare(config)
+    if not slugs:
+        raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
+    from app.main import create_app
+
+    base = f"http://{'127.0.0.1' if args.host in ('0.0.0.0', '::') else args.host}:{args.port}"
+    lines = [f"Study: {base}/study/{slug}" for slug in slugs]
+    lines.append(f"Dashboard: {base}/signin?key={auth.sign_in_key(config.secret)}")
+    # The access log would write participants' links, which are their secrets, into files.
+    app = create_app(config)
+    server = _AnnouncingServer(
+        uvicorn.Config(app, host=args.host, port=args.port, log_level="warning", access_log=False), lines
+    )
+    server.run()
+    return 0 if server.started else 1
+
+
+def _import_pack(args: argparse.Namespace) -> int:
+    config = settings.load()
+    pack = pack_format.read(args.directory)
+    database = Database(config.database_url)
+    try:
+        database.migrate()
+        with database.write() as session:
+            _, new = import_pack(session, pack, datetime.now(UTC))
+            session.commit()
+    finally:
+        database.close()
+    print(
+        f"{pack.name}: {len(pack.stimuli)} stimuli, {'imported' if new else 'already here, nothing changed'}"
+    )
+    return 0
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    if args.participants < 1:
+        raise ValueError("--participants must be at least 1")
+    pack = pack_format.read(args.pack)
+    rates = Rates(
+        fooled=dict(args.fooled or PAPER_FOOLED), reasonable=dict(args.reasonable or PAPER_REASONABLE)
+    )
+    for model in (*rates.fooled, *rates.reasonable):
+        if model not in pack.models:
+            raise ValueError(f"the pack {pack.name} has no model {model!r}; it has {', '.join(pack.models)}")
+    simulate(args.url, args.study, pack, args.participants, args.seed, rates)
+    print(f"{args.participants} simulated participants finished {args.study}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    config = settings.load()
+    database = Database(config.database_url)
+    try:
+        with database.read() as session:
+            study = definitions.active(session, args.study)
+            if study is None:
+                raise ValueError(f"there is no study {args.study!r} in this database")
+            found = results.compute(session, study, args.data or results.default_data(session, study))
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / "results.json").write_text(json.dumps(results_json(found), indent=1) + "\n")
+            excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
+            with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
+                file.writelines(responses_csv(session, study, found.data, excluded))
+    finally:
+        database.close()
+    print(f"{args.out}: results.json and responses.csv of {found.responses} responses ({found.data})")
+    return 0

@@ -1,0 +1,199 @@
+"""The study file: what is asked, of whom, about which packs; validated, then frozen under a hash."""
+
+import hashlib
+import json
+import re
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyPack
+
+Question = Literal["label", "runner_up", "plausibility"]
+Outcome = Literal["human_fooled", "mistake_reasonable", "mistake_reasonable_direct"]
+
+
+class DefinitionError(ValueError):
+    """A study file that cannot be used; the message is one line naming the file and what is wrong."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Primary(_Strict):
+    """The one comparison that the study was made for; it stands outside the correction for many."""
+
+    pack: str
+    a: str = "undefended"
+    b: str = "gradient_regularized"
+    outcome: Outcome = "mistake_reasonable"
+
+
+class Exclusions(_Strict):
+    """Rules, fixed beforehand, by which a participant's answers leave the results; the rows stay."""
+
+    min_median_label_rt_ms: float | None = Field(default=None, gt=0)  # answers faster than reading
+    max_same_label_share: float | None = Field(default=None, gt=0, le=1)  # one key for everything
+
+
+class Completion(_Strict):
+    """What the participant takes back to the recruiter; without `code` each gets a code of their own."""
+
+    code: str | None = Field(default=None, min_length=3, max_length=100)
+    redirect_url: str | None = Field(default=None, pattern=r"^https://")
+
+
+class Texts(_Strict):
+    """What the participant reads; paragraphs as lists."""
+
+    summary: str
+    minutes: int = Field(gt=0, le=240)
+    information: list[str]
+    consent: list[str]
+    debrief: list[str]
+    contact: str
+
+
+class Definition(_Strict):
+    """A study, as its TOML file says it."""
+
+    title: str = Field(min_length=1, max_length=200)
+    packs: list[str] = Field(min_length=1)
+    seed: int = Field(ge=0)
+    trials: int = Field(default=30, ge=1)
+    practice: int = Field(default=2, ge=0, le=20)
+    questions: list[Question] = ["label", "runner_up", "plausibility"]
+    comments: bool = True
+    target_participants: int = Field(ge=2)
+    primary: Primary
+    exclusions: Exclusions = Exclusions()
+    completion: Completion = Completion()
+    texts: Texts
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Definition":
+        if "label" not in self.questions:
+            raise ValueError("questions must contain 'label'")
+        if len(set(self.questions)) != len(self.questions):
+            raise ValueError("questions must not repeat")
+        if len(set(self.packs)) != len(self.packs):
+            raise ValueError("packs must not repeat")
+        if self.primary.pack not in self.packs:
+            raise ValueError(f"primary.pack {self.primary.pack!r} is not one of the study's packs")
+        if self.primary.a == self.primary.b:
+            raise ValueError("primary.a and primary.b must be two models")
+        if self.primary.outcome == "mistake_reasonable_direct" and "plausibility" not in self.questions:
+            raise ValueError("the primary outcome needs the question 'plausibility'")
+        return self
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A study file's content, validated. Raises DefinitionError."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,59}", path.stem):
+        raise DefinitionError(f"{path}: the file's name becomes the URL: use a-z, 0-9 and '-' only")
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        Definition.model_validate(content)
+    except OSError as error:
+        raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DefinitionError(f"{path}: not a TOML file: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DefinitionError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from None
+    return content
+
+
+def of(study: Study) -> Definition:
+    """The definition that a study version was frozen with."""
+    return Definition.model_validate(study.definition["file"])
+
+
+def freeze(session: Session, path: Path, now: datetime) -> Study:
+    """Make the file at `path` the version that takes participants; the caller commits.
+
+    A file and packs seen before are the version they were; anything else is a new version with its own data.
+    Raises DefinitionError where the packs are not imported or cannot carry the study.
+    """
+    content = read(path)
+    definition = Definition.model_validate(content)
+    packs = [_latest_pack(session, name, path) for name in definition.packs]
+    _check_packs(session, definition, packs, path)
+    frozen = {"file": content, "packs": {pack.name: pack.sha256 for pack in packs}}
+    sha256 = hashlib.sha256(
+        json.dumps(frozen, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
+    study = session.scalar(select(Study).where(Study.slug == path.stem, Study.sha256 == sha256))
+    if study is None:
+        study = Study(slug=path.stem, sha256=sha256, definition=frozen, activated_at=now)
+        study.packs = [StudyPack(pack=pack, position=i) for i, pack in enumerate(packs)]
+        session.add(study)
+    elif active(session, path.stem) is not study:
+        study.activated_at = now
+    session.flush()
+    return study
+
+
+def active(session: Session, slug: str) -> Study | None:
+    """The version of a study that takes participants."""
+    return session.scalar(
+        select(Study).where(Study.slug == slug).order_by(Study.activated_at.desc(), Study.id.desc()).limit(1)
+    )
+
+
+def _latest_pack(session: Session, name: str, path: Path) -> Pack:
+    pack = session.scalar(
+        select(Pack).where(Pack.name == name).order_by(Pack.imported_at.desc(), Pack.id.desc())
+    )
+    if pack is None:
+        raise DefinitionError(
+            f"{path}: pack {name!r} is not imported: python -m app import-pack stimuli/{name}"
+        )
+    return pack
+
+
+def _check_packs(session: Session, definition: Definition, packs: list[Pack], path: Path) -> None:
+    first = packs[0]
+    for pack in packs:
+        if pack.labels != first.labels or sorted(pack.models) != sorted(first.models):
+            raise DefinitionError(
+                f"{path}: packs {first.name!r} and {pack.name!r} differ in labels or models"
+            )
+        if NONE_PLAUSIBLE in pack.labels:
+            raise DefinitionError(f"{path}: pack {pack.name!r} has a label named {NONE_PLAUSIBLE!r}")
+        for model in (definition.primary.a, definition.primary.b):
+            if model not in pack.models:
+                raise DefinitionError(f"{path}: primary names the model {model!r}, which {pack.name!r} lacks")
+        sources: dict[tuple[str, str], set[int]] = {}
+        rows = session.execute(
+            select(Stimulus.source_label, Stimulus.model, Stimulus.source_index)
+            .where(Stimulus.pack_id == pack.id)
+            .distinct()
+        )
+        for label, model, index in rows:
+            sources.setdefault((label, model), set()).add(index)
+        for label in pack.labels:
+            for model in pack.models:
+                found = len(sources.get((label, model), set()))
+                if found < len(pack.models):
+                    raise DefinitionError(
+                        f"{path}: pack {pack.name!r} has {found} source images of {label!r} for {model!r}; "
+                        f"{len(pack.models)} are needed so that nobody meets one twice"
+                    )
+    cells = len(first.labels) * len(first.models)
+    if definition.trials != cells:
+        raise DefinitionError(
+            f"{path}: trials must be {cells}, one for each of {len(first.labels)} labels "
+            f"and {len(first.models)} models"
+        )
+    if definition.practice and not session.scalar(
+        select(CleanImage.id).where(CleanImage.pack_id.in_([p.id for p in packs]), CleanImage.role == "clean")
+    ):
+        raise DefinitionError(f"{path}: practice needs a pack with clean images; set practice = 0")

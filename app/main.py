@@ -1,0 +1,77 @@
+"""The ASGI application: routes, error pages, static files."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from starlette.exceptions import HTTPException
+
+from app import dashboard, pages, study
+from app.db import Database
+from app.participation import Refusal
+from app.settings import ROOT, Settings, load
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The app on the database of `settings` (default: the environment's); the schema must be there already."""
+    settings = settings or load()
+    database = Database(settings.database_url)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.close()
+
+    app = FastAPI(title="Reasonable Mistakes", lifespan=lifespan)
+    app.state.settings = settings
+    app.state.database = database
+    app.state.templates = Jinja2Templates(ROOT / "templates")
+    app.include_router(study.router)
+    app.include_router(pages.router, include_in_schema=False)
+    app.include_router(dashboard.router)
+    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return _error(request, error.status, error.detail, error.more)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    """The first thing wrong with a request, in one sentence."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if first["type"] == "json_invalid":
+        return _error(request, 422, "The body is not valid JSON.", {})
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return _error(request, 422, f"{where or 'body'}: {message[:1].lower()}{message[1:]}.", {})
+
+
+def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    details = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+    return _error(
+        request, error.status_code, details.get(error.status_code, str(error.detail)), {}, error.headers
+    )
+
+
+def _error(
+    request: Request, status: int, detail: str, more: dict[str, object], headers: object = None
+) -> Response:
+    """JSON for programs, a page for people."""
+    path = request.url.path
+    kept = {str(k): str(v) for k, v in headers.items()} if isinstance(headers, dict) else {}
+    if path.startswith(("/api/", "/stimuli/")) or path.endswith((".json", ".csv", ".zip")):
+        return JSONResponse({"detail": detail, **more}, status_code=status, headers=kept)
+    response = pages.render(request, "error.html", status=status, status_code=status, detail=detail)
+    response.headers.update(kept)
+    return response

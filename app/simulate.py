@@ -1,0 +1,153 @@
+"""Pretended participants: a bot that is a generator of requests, and a driver that plays it over HTTP."""
+
+import random
+import re
+import uuid
+from collections.abc import Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from app.enrollment import SIMULATED
+from app.models import NONE_PLAUSIBLE
+from ml.pack import Pack
+
+# The paper's table for MNIST (REFERENCE.md): human fooled, mistake reasonable.
+PAPER_FOOLED = {"undefended": 0.02, "distilled": 0.0, "gradient_regularized": 0.164}
+PAPER_REASONABLE = {"undefended": 0.26, "distilled": 0.235, "gradient_regularized": 0.418}
+NONE_SHARE = 0.15  # of the reasonable answers that name another label first: how many say "none is plausible"
+
+
+class SimulationError(RuntimeError):
+    """The server does not take the participants; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """For each model the probability that a participant is fooled, and that the mistake is reasonable."""
+
+    fooled: Mapping[str, float]
+    reasonable: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for name, rates in (("fooled", self.fooled), ("reasonable", self.reasonable)):
+            for model, rate in rates.items():
+                if not 0 <= rate <= 1:
+                    raise ValueError(f"--{name} {model}={rate}: a rate lies between 0 and 1")
+        for model, fooled in self.fooled.items():
+            if fooled > self.reasonable.get(model, 0):
+                raise ValueError(
+                    f"{model}: fooled {fooled} is more than reasonable {self.reasonable.get(model, 0)}, "
+                    "but every fooled answer is a reasonable one"
+                )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A request that the bot wants made."""
+
+    method: str
+    path: str
+    body: dict[str, Any] | None = None
+
+
+Bot = Generator[Sent, dict[str, Any], str]
+
+
+def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
+    """One participant, from consent to completion code: yields requests, is sent the JSON answers.
+
+    Returns the completion code. The hidden target of an image is looked up in the pack by the image's hash.
+    """
+    hidden = {s.sha256: s for s in pack.stimuli}
+    created = yield Sent(
+        "POST", "/api/sessions", {"study": study, "consent": True, "external": {SIMULATED: "yes"}}
+    )
+    base = f"/api/sessions/{created['token']}"
+    reasonable: dict[int, bool] = {}
+    here = yield Sent("GET", base)
+    while here["state"] in ("labelling", "judging"):
+        position = here["next_position"]
+        trial = next(t for t in here["trials"] if t["position"] == position)
+        found = re.search(r"[0-9a-f]{64}", trial["image"])
+        stimulus = hidden.get(found.group()) if found else None
+        if here["state"] == "judging":
+            answer: dict[str, Any] = {"plausible": reasonable.get(position, False)}
+            path = f"{base}/trials/{position}/plausibility"
+        else:
+            if stimulus is None and not trial["practice"]:
+                raise SimulationError(
+                    f"image {position} is not in the pack {pack.name}: is --pack the served pack?"
+                )
+            source = stimulus.source_label if stimulus else rng.choice(here["labels"])
+            target = stimulus.target_label if stimulus else None
+            model = stimulus.model if stimulus else ""
+            label, runner_up = _labels(source, target, here["labels"], model, rates, rng)
+            reasonable[position] = target in (label, runner_up) or label == NONE_PLAUSIBLE
+            answer = {"label": label}
+            if "runner_up" in here["questions"]:
+                answer["runner_up"] = runner_up
+            path = f"{base}/trials/{position}/label"
+        answer |= {"answer_id": str(uuid.UUID(int=rng.getrandbits(128), version=4))}
+        answer |= {"rt_ms": round(rng.lognormvariate(7.6, 0.4), 1), "display": {"simulated": True}}
+        stored = yield Sent("PUT", path, answer)
+        if stored["next_position"] is None:
+            here = yield Sent("GET", base)
+        else:
+            here["next_position"] = stored["next_position"]
+    yield Sent("POST", f"{base}/comments", {"text": "A simulated participant has nothing to add."})
+    finished = yield Sent("POST", f"{base}/finish")
+    return str(finished["completion_code"])
+
+
+def _labels(
+    source: str, target: str | None, labels: list[str], model: str, rates: Rates, rng: random.Random
+) -> tuple[str, str]:
+    """(label, runner_up) such that the model's two rates come out in expectation."""
+    fooled, reasonable = rates.fooled.get(model, 0.0), rates.reasonable.get(model, 0.0)
+    other = rng.choice([label for label in labels if label not in (source, target)])
+    draw = rng.random()
+    if target is None or draw >= reasonable:
+        return source, other
+    if draw < fooled:
+        return target, source
+    if rng.random() < NONE_SHARE:
+        return NONE_PLAUSIBLE, NONE_PLAUSIBLE
+    return source, target
+
+
+def play(client: httpx.Client, participant: Bot) -> str:
+    """Make the bot's requests until it has its completion code. Raises SimulationError where one is refused."""
+    try:
+        wanted = next(participant)
+        while True:
+            reply = client.request(wanted.method, wanted.path, json=wanted.body)
+            if reply.is_error:
+                detail = reply.json().get("detail") if "json" in reply.headers.get("content-type", "") else ""
+                raise SimulationError(f"{wanted.method} {wanted.path}: {reply.status_code} {detail}")
+            wanted = participant.send(reply.json())
+    except StopIteration as end:
+        return str(end.value)
+    except httpx.HTTPError as error:
+        raise SimulationError(
+            f"no answer from {client.base_url}: {type(error).__name__}; is it running?"
+        ) from None
+
+
+def simulate(
+    url: str, study: str, pack: Pack, participants: int, seed: int, rates: Rates, workers: int = 8
+) -> None:
+    """Play that many participants, a few at a time, with a progress bar."""
+    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(workers) as pool:
+        bots = [bot(study, pack, rates, random.Random(f"{seed}/{i}")) for i in range(participants)]
+        running = [pool.submit(play, client, participant) for participant in bots]
+        try:
+            for done in tqdm(as_completed(running), total=participants, unit="participant"):
+                done.result()
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise

@@ -1,0 +1,195 @@
+"""The participant's JSON API: validated here, once, and committed inside the handler."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from sqlalchemy import select
+
+from app import enrollment, participation
+from app.db import Database
+from app.models import NONE_PLAUSIBLE, Image
+from app.participation import Refusal, SessionView
+
+router = APIRouter()
+
+DAY_MS = 24 * 3600 * 1000.0
+DISPLAY_LIMIT = 4096  # characters of JSON
+
+
+def _small(display: dict[str, Any]) -> dict[str, Any]:
+    if len(str(display)) > DISPLAY_LIMIT:
+        raise ValueError(f"display is longer than {DISPLAY_LIMIT} characters")
+    return display
+
+
+def _bounded(external: dict[str, str]) -> dict[str, str]:
+    if len(external) > 10:
+        raise ValueError("external may have 10 keys at most")
+    for key, value in external.items():
+        if not (1 <= len(key) <= 50 and 1 <= len(value) <= 200):
+            raise ValueError("external: keys have 1 to 50 characters, values 1 to 200")
+    return external
+
+
+Label = Annotated[StrictStr, Field(max_length=50)]
+ReactionTime = Annotated[float | None, Field(ge=0, le=DAY_MS, allow_inf_nan=False, strict=True)]
+Display = Annotated[dict[str, Any], AfterValidator(_small)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewSession(_Body):
+    study: str = Field(max_length=60)
+    consent: Literal[True]
+    external: Annotated[dict[str, StrictStr], AfterValidator(_bounded)] = {}
+
+
+class LabelAnswer(_Body):
+    """`none` (or null) says that no label is plausible; `rt_ms` is null where it could not be measured."""
+
+    answer_id: UUID
+    label: Label | None
+    runner_up: Label | None = None
+    rt_ms: ReactionTime = None
+    display: Display = {}
+
+
+class PlausibilityAnswer(_Body):
+    answer_id: UUID
+    plausible: StrictBool
+    rt_ms: ReactionTime = None
+    display: Display = {}
+
+
+class CommentBody(_Body):
+    text: StrictStr = Field(max_length=10_000, validation_alias=AliasChoices("text", "comment", "comments"))
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def database(request: Request) -> Database:
+    found: Database = request.app.state.database
+    return found
+
+
+Db = Annotated[Database, Depends(database)]
+
+
+@router.post("/api/sessions", status_code=201)
+def create_session(body: NewSession, db: Db) -> dict[str, str]:
+    with db.write() as session:
+        participant = enrollment.start(session, body.study, body.external, now())
+        return {"token": participant.token, "url": f"/s/{participant.token}"}
+
+
+@router.get("/api/sessions/{token}")
+def read_session(token: str, db: Db) -> dict[str, Any]:
+    with db.read() as session:
+        return describe(participation.view(session, token))
+
+
+@router.put("/api/sessions/{token}/trials/{position}/label")
+def put_label(token: str, position: int, body: LabelAnswer, db: Db) -> dict[str, Any]:
+    with db.write() as session:
+        here = participation.record_label(
+            session,
+            token,
+            position,
+            body.answer_id,
+            body.label or NONE_PLAUSIBLE,
+            body.runner_up,
+            body.rt_ms,
+            body.display,
+            now(),
+        )
+        return _stored(here, "labelling")
+
+
+@router.put("/api/sessions/{token}/trials/{position}/plausibility")
+def put_plausibility(token: str, position: int, body: PlausibilityAnswer, db: Db) -> dict[str, Any]:
+    with db.write() as session:
+        here = participation.record_plausibility(
+            session, token, position, body.answer_id, body.plausible, body.rt_ms, body.display, now()
+        )
+        return _stored(here, "judging")
+
+
+@router.post("/api/sessions/{token}/comments")
+def post_comments(token: str, body: CommentBody, db: Db) -> dict[str, Any]:
+    with db.write() as session:
+        here = participation.record_comment(session, token, body.text, now())
+        return {"stored": True, "state": here.state}
+
+
+@router.post("/api/sessions/{token}/finish")
+def post_finish(token: str, db: Db) -> dict[str, Any]:
+    with db.write() as session:
+        here = participation.finish(session, token, now())
+        return {
+            "state": here.state,
+            "completion_code": here.participant.completion_code,
+            "redirect_url": here.definition.completion.redirect_url,
+        }
+
+
+@router.post("/api/sessions/{token}/withdraw")
+def post_withdraw(token: str, db: Db) -> dict[str, Any]:
+    with db.write() as session:
+        here = participation.withdraw(session, token, now())
+        return {"state": here.state, "deleted": True}
+
+
+@router.get("/stimuli/{sha256}.png")
+def read_image(sha256: str, db: Db) -> Response:
+    with db.read() as session:
+        png = session.scalar(select(Image.png).where(Image.sha256 == sha256))
+    if png is None:
+        raise Refusal(404, "There is no image of this name here.")
+    return Response(
+        png, media_type="image/png", headers={"Cache-Control": "public, max-age=31536000, immutable"}
+    )
+
+
+@router.get("/healthz")
+def healthz() -> JSONResponse:
+    return JSONResponse({"status": "ok"})
+
+
+def describe(here: SessionView) -> dict[str, Any]:
+    """The session as the participant's browser may know it: no model, source or target is in it."""
+    in_judging = here.state in ("judging", "commenting", "finished")
+    return {
+        "study": here.study.slug,
+        "state": here.state,
+        "labels": here.labels,
+        "questions": list(here.definition.questions),
+        "trials_total": len(here.trials),
+        "next_position": here.next_position,
+        "trials": [
+            {
+                "position": trial.position,
+                "image": f"/stimuli/{trial.sha256}.png",
+                "answered": trial.labelled if not in_judging or trial.judging_order is None else trial.judged,
+                "prediction": trial.prediction,
+                "practice": trial.kind == "practice",
+            }
+            for trial in here.trials
+        ],
+    }
+
+
+def _stored(here: SessionView, phase: str) -> dict[str, Any]:
+    """`next_position` is null once the phase that was answered is over; `state` says what comes then."""
+    return {
+        "stored": True,
+        "state": here.state,
+        "next_position": here.next_position if here.state == phase else None,
+    }
