@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
+from jinja2 import StrictUndefined
 from starlette.exceptions import HTTPException
 
 from app import dashboard, pages, study
@@ -30,6 +31,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.templates = Jinja2Templates(ROOT / "templates")
+    app.state.templates.env.undefined = (
+        StrictUndefined  # a misspelled name fails a test instead of showing nothing
+    )
     app.include_router(study.router)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(dashboard.router)

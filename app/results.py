@@ -24,6 +24,7 @@ from app.models import (
     Trial,
     Unmasking,
 )
+from ml.pack import study_order
 
 Data = Literal["real", "simulated"]
 
@@ -38,7 +39,6 @@ OUTCOMES = (
     "placebo_reasonable",
 )
 COMPARED = ("human_fooled", "mistake_reasonable", "mistake_reasonable_direct")
-STUDY_ORDER = ("undefended", "distilled", "adversarially_trained", "gradient_regularized", "double_backprop")
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def compute(session: Session, study: Study, data: Data) -> Results:
     cells = _cells(session, study, data, excluded_ids)
     packs: dict[str, PackResults] = {}
     for link in study.packs:
-        models = sorted(link.pack.models, key=_model_rank)
+        models = list(study_order(link.pack.models))
         of_pack = cells.get(link.pack_id, {})
         packs[link.pack.name] = PackResults(
             models={
@@ -398,7 +398,3 @@ def _comments(session: Session, study: Study, data: Data) -> list[CommentView]:
         CommentView(pseudonym, text, [f"{chr(ord('A') + i)}: {name}" for i, name in enumerate(order)])
         for pseudonym, order, text in rows
     ]
-
-
-def _model_rank(model: str) -> tuple[int, str]:
-    return (STUDY_ORDER.index(model) if model in STUDY_ORDER else len(STUDY_ORDER), model)

@@ -98,7 +98,7 @@ def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
             here = yield Sent("GET", base)
         else:
             here["next_position"] = stored["next_position"]
-    yield Sent("POST", f"{base}/comments", {"text": "A simulated participant has nothing to add."})
+    yield Sent("POST", f"{base}/comments", {"text": ""})
     finished = yield Sent("POST", f"{base}/finish")
     return str(finished["completion_code"])
 

@@ -1,0 +1,35 @@
+# make run: serve the studies. make test: check everything. A fresh machine needs only Python >= 3.11 with venv, and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: run test format clean
+
+run: .venv/web
+	@$(BIN)/python -m app serve
+
+test: .venv/test
+	$(BIN)/python -m tests.browser
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.venv/web: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the app into .venv ..."
+	@$(PIP) -e .
+	@touch $@
+
+.venv/test: .venv/web
+	@echo "Installing the laboratory and the test tools into .venv ..."
+	@$(PIP) -e '.[ml,test]'
+	@touch $@
+
+format:
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info
