@@ -57,14 +57,12 @@ def start(session: Session, slug: str, external: dict[str, str], now: datetime) 
     session.add(participant)
     session.flush()
     clean = dict(
-        session.execute(select(CleanImage.id, CleanImage.sha256).where(CleanImage.pack_id.in_(pack_ids)))
-        .tuples()
-        .all()
+        session.execute(
+            select(CleanImage.id, CleanImage.sha256).where(CleanImage.pack_id.in_(pack_ids))
+        ).all()
     )
     images = dict(
-        session.execute(select(Stimulus.id, Stimulus.sha256).where(Stimulus.pack_id.in_(pack_ids)))
-        .tuples()
-        .all()
+        session.execute(select(Stimulus.id, Stimulus.sha256).where(Stimulus.pack_id.in_(pack_ids))).all()
     )
     labels = study.packs[0].pack.labels
     judging = {stimulus: order for order, stimulus in enumerate(assignment.judging, start=1)}

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 from tqdm import tqdm
 
 from app.enrollment import SIMULATED
@@ -119,7 +119,7 @@ def _labels(
     return source, target
 
 
-def play(client: httpx.Client, participant: Bot) -> str:
+def play(client: httpx2.Client, participant: Bot) -> str:
     """Make the bot's requests until it has its completion code. Raises SimulationError where one is refused."""
     try:
         wanted = next(participant)
@@ -131,7 +131,7 @@ def play(client: httpx.Client, participant: Bot) -> str:
             wanted = participant.send(reply.json())
     except StopIteration as end:
         return str(end.value)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise SimulationError(
             f"no answer from {client.base_url}: {type(error).__name__}; is it running?"
         ) from None
@@ -141,7 +141,7 @@ def simulate(
     url: str, study: str, pack: Pack, participants: int, seed: int, rates: Rates, workers: int = 8
 ) -> None:
     """Play that many participants, a few at a time, with a progress bar."""
-    with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(workers) as pool:
+    with httpx2.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(workers) as pool:
         bots = [bot(study, pack, rates, random.Random(f"{seed}/{i}")) for i in range(participants)]
         running = [pool.submit(play, client, participant) for participant in bots]
         try:

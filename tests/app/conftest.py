@@ -1,0 +1,189 @@
+"""What the app's tests stand on: a pack, a study, a database file, the app in process and as a real server."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from fastapi.testclient import TestClient
+
+from app import auth
+from app.cli import prepare
+from app.main import create_app
+from app.settings import ROOT, Settings
+from ml.pack import Pack
+from tests.packs import make_pack
+
+SECRET = "a secret for the tests"
+
+STUDY = """
+title = "A study for tests"
+packs = ["test-pack"]
+seed = 7
+practice = 2
+target_participants = 3
+
+[primary]
+pack = "test-pack"
+
+[exclusions]
+min_median_label_rt_ms = 100
+max_same_label_share = 0.8
+
+[texts]
+summary = "A summary."
+minutes = 5
+information = ["Information."]
+consent = ["I agree."]
+debrief = ["Debrief."]
+contact = "Ask the test."
+"""
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, pack: Pack) -> Settings:
+    """An installation of its own: an empty database file, the test pack, one study named "test"."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    (studies / "test.toml").write_text(STUDY)
+    return Settings(f"sqlite:///{tmp_path / 'study.db'}", SECRET, studies, pack.directory.parent)
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    """The app in process, nobody signed in."""
+    prepare(settings)
+    with TestClient(create_app(settings), base_url="http://testserver") as client:
+        yield client
+
+
+@pytest.fixture
+def researcher(client: TestClient) -> TestClient:
+    """The same app, with the researcher signed in."""
+    client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
+    return client
+
+
+@dataclass
+class Player:
+    """One participant at the API, who answers as told."""
+
+    client: httpx2.Client
+    token: str
+
+    @property
+    def base(self) -> str:
+        return f"/api/sessions/{self.token}"
+
+    def session(self) -> dict[str, Any]:
+        reply = self.client.get(self.base)
+        assert reply.status_code == 200, reply.text
+        body: dict[str, Any] = reply.json()
+        return body
+
+    def put(self, position: int, question: str = "label", **body: Any) -> httpx2.Response:
+        body = {"answer_id": str(uuid.uuid4()), "rt_ms": 1000.0, "display": {}} | body
+        return self.client.put(f"{self.base}/trials/{position}/{question}", json=body)
+
+    def answer(
+        self,
+        choose: Callable[[dict[str, Any]], dict[str, Any]] = lambda trial: {},
+        until: str = "finished",
+        most: int = 1000,
+    ) -> None:
+        """Answer until that state, or `most` answers; `choose` gives a trial's answer over a plain default."""
+        while most and (here := self.session())["state"] not in (until, "finished"):
+            if here["state"] == "commenting":
+                assert (
+                    self.client.post(f"{self.base}/comments", json={"text": "All alike."}).status_code == 200
+                )
+                assert self.client.post(f"{self.base}/finish").status_code == 200
+                continue
+            trial = here["trials"][here["next_position"] - 1] | {"state": here["state"]}
+            if here["state"] == "labelling":
+                labels = here["labels"]
+                first = labels[trial["position"] % len(labels)]
+                answer = {"label": first, "runner_up": "none"} | choose(trial)
+                reply = self.put(trial["position"], "label", **answer)
+            else:
+                reply = self.put(trial["position"], "plausibility", **({"plausible": True} | choose(trial)))
+            assert reply.status_code == 200, reply.text
+            most -= 1
+
+
+@pytest.fixture
+def start(client: TestClient) -> Callable[..., Player]:
+    """Begin a session at the in-process app."""
+
+    def begin(study: str = "test", **external: str) -> Player:
+        reply = client.post("/api/sessions", json={"study": study, "consent": True, "external": external})
+        assert reply.status_code == 201, reply.text
+        return Player(client, reply.json()["token"])
+
+    return begin
+
+
+@dataclass
+class Server:
+    """A real server process."""
+
+    url: str
+    dashboard: str  # signs in whoever opens it
+    settings: Settings
+    process: subprocess.Popen[str]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return os.environ | {
+        "DATABASE_URL": settings.database_url,
+        "SECRET_KEY": settings.secret,
+        "STUDIES_DIR": str(settings.studies),
+        "STIMULI_DIR": str(settings.stimuli),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[Server]:
+    """`python -m app serve`, listening, until the test ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "app", "serve", "--port", str(free_port())],
+        cwd=ROOT,
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = ""
+    while "Dashboard:" not in said:
+        line = process.stdout.readline()
+        assert line, f"the server ended with {process.wait()} after saying: {said}"
+        said += line
+    dashboard = re.search(r"^Dashboard: (\S+)$", said, re.M)
+    assert dashboard is not None
+    url = dashboard.group(1).split("/signin")[0]
+    assert httpx2.get(f"{url}/healthz").status_code == 200
+    yield Server(url, dashboard.group(1), settings, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=10)
+    process.stdout.close()
