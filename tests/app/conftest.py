@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,19 +56,31 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return make_pack(tmp_path_factory.mktemp("packs") / "test-pack")
 
 
-@pytest.fixture
-def settings(tmp_path: Path, pack: Pack) -> Settings:
-    """An installation of its own: an empty database file, the test pack, one study named "test"."""
-    studies = tmp_path / "studies"
+def installation(folder: Path, pack: Pack) -> Settings:
+    """An installation of its own in `folder`: no database yet, the test pack, one study named "test"."""
+    studies = folder / "studies"
     studies.mkdir()
     (studies / "test.toml").write_text(STUDY)
-    return Settings(f"sqlite:///{tmp_path / 'study.db'}", SECRET, studies, pack.directory.parent)
+    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, studies, pack.directory.parent)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
+    """A database file as `serve` prepares it; tests start from copies, which is quicker than preparing each."""
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(installation(folder, pack))
+    return folder / "study.db"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[TestClient]:
+def settings(tmp_path: Path, pack: Pack) -> Settings:
+    return installation(tmp_path, pack)
+
+
+@pytest.fixture
+def client(settings: Settings, prepared: Path) -> Iterator[TestClient]:
     """The app in process, nobody signed in."""
-    prepare(settings)
+    shutil.copy(prepared, settings.database_url.removeprefix("sqlite:///"))
     with TestClient(create_app(settings), base_url="http://testserver") as client:
         yield client
 
@@ -125,16 +139,17 @@ class Player:
             most -= 1
 
 
+def begin(client: httpx2.Client, study: str = "test", **external: str) -> Player:
+    """Begin a session."""
+    reply = client.post("/api/sessions", json={"study": study, "consent": True, "external": external})
+    assert reply.status_code == 201, reply.text
+    return Player(client, reply.json()["token"])
+
+
 @pytest.fixture
 def start(client: TestClient) -> Callable[..., Player]:
-    """Begin a session at the in-process app."""
-
-    def begin(study: str = "test", **external: str) -> Player:
-        reply = client.post("/api/sessions", json={"study": study, "consent": True, "external": external})
-        assert reply.status_code == 201, reply.text
-        return Player(client, reply.json()["token"])
-
-    return begin
+    """Begin sessions at the in-process app."""
+    return partial(begin, client)
 
 
 @dataclass

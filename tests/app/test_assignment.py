@@ -1,0 +1,143 @@
+"""Which images a participant sees: every rule of DESIGN, on random packs and counts."""
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.assignment import Assignment, Candidate, assign
+
+LABELS = "0123456789"
+MODELS = ("undefended", "distilled", "gradient_regularized")
+
+
+def candidates(packs: int = 1, sources: int = 3, targets: int = 3) -> list[Candidate]:
+    ids = itertools.count(1)
+    return [
+        Candidate(next(ids), f"pack-{p}", model, 100 * i + source, label, LABELS[(i + t) % 10])
+        for p in range(packs)
+        for i, label in enumerate(LABELS)
+        for source in range(sources)
+        for t in range(1, targets + 1)
+        for model in MODELS
+    ]
+
+
+def draw(pool: list[Candidate], shown: dict[int, int], seed: int = 1, number: int = 1) -> Assignment:
+    return assign(
+        seed, number, pool, shown, practice_pool=range(900, 910), practice=2, grids=("p/b", "p/a", "p/c")
+    )
+
+
+@given(
+    seed=st.integers(0, 2**63),
+    number=st.integers(1, 10**6),
+    packs=st.integers(1, 3),
+    counts=st.randoms(use_true_random=False),
+)
+def test_every_rule_on_any_history(seed: int, number: int, packs: int, counts: random.Random) -> None:
+    pool = candidates(packs)
+    shown = {c.id: counts.randrange(4) for c in pool if counts.random() < 0.8}
+    drawn = draw(pool, shown, seed, number)
+    by_id = {c.id: c for c in pool}
+    chosen = [by_id[i] for i in drawn.labelling]
+
+    assert Counter((c.source_label, c.model) for c in chosen) == dict.fromkeys(
+        itertools.product(LABELS, MODELS), 1
+    )
+    assert len({(c.pack, c.source_index) for c in chosen}) == 30, "no source image twice"
+    assert sorted(drawn.judging) == sorted(drawn.labelling)
+    assert len(set(drawn.practice)) == 2
+    assert sorted(drawn.grids) == ["p/a", "p/b", "p/c"]
+
+    used: set[tuple[str, int]] = set()
+    for c in chosen:  # in the order in which they were chosen
+        left = [
+            o
+            for o in pool
+            if (o.source_label, o.model, o.pack) == (c.source_label, c.model, c.pack)
+            and (o.pack, o.source_index) not in used
+        ]
+        least = [o for o in left if shown.get(o.id, 0) == min(shown.get(o.id, 0) for o in left)]
+        assert c in least, "least shown first"
+
+        def by_other_models(o: Candidate) -> int:
+            pair = (o.pack, o.source_index, o.target_label)
+            return sum(
+                shown.get(x.id, 0)
+                for x in pool
+                if (x.pack, x.source_index, x.target_label) == pair and x.model != o.model
+            )
+
+        assert by_other_models(c) == max(by_other_models(o) for o in least), "ties to pairs others have shown"
+        used.add((c.pack, c.source_index))
+
+
+@given(seed=st.integers(0, 2**32), number=st.integers(1, 1000), order=st.randoms(use_true_random=False))
+def test_it_can_be_recomputed(seed: int, number: int, order: random.Random) -> None:
+    pool = candidates()
+    shuffled = list(pool)
+    order.shuffle(shuffled)
+    assert draw(pool, {}, seed, number) == draw(shuffled, {}, seed, number)
+
+
+def test_a_known_draw_never_changes() -> None:
+    """The record of past studies depends on it: a change here is a change of the method."""
+    drawn = draw(candidates(), {}, seed=20180207, number=1)
+    assert drawn.labelling[:5] == (105, 196, 89, 152, 250)
+    assert drawn.judging[:5] == (152, 36, 250, 16, 20)
+    assert drawn.practice == (908, 902)
+
+
+def test_participants_get_different_orders() -> None:
+    pool = candidates()
+    assert len({draw(pool, {}, number=n).labelling for n in range(50)}) == 50
+    assert len({draw(pool, {}, seed=s).labelling for s in range(50)}) == 50
+
+
+def test_exposures_stay_balanced() -> None:
+    """Within a cell no stimulus is shown much more often than another, however many take part."""
+    pool = candidates(sources=5, targets=9)
+    shown: Counter[int] = Counter()
+    for number in range(1, 201):
+        shown.update(draw(pool, dict(shown), number=number).labelling)
+        for cell in itertools.product(LABELS, MODELS) if number % 20 == 0 else ():
+            counts = [shown[c.id] for c in pool if (c.source_label, c.model) == cell]
+            assert max(counts) - min(counts) <= 2, cell
+
+
+def test_the_models_are_compared_on_the_same_pairs() -> None:
+    """Of the pairs shown for one model most are shown for the others: that is what the tie rule is for."""
+    pool = candidates(sources=5, targets=9)
+    by_id = {c.id: c for c in pool}
+    shown: Counter[int] = Counter()
+    for number in range(1, 21):
+        shown.update(draw(pool, dict(shown), number=number).labelling)
+    pairs = {
+        model: {
+            (by_id[i].source_index, by_id[i].target_label)
+            for i, n in shown.items()
+            if n and by_id[i].model == model
+        }
+        for model in MODELS
+    }
+    common = set.intersection(*pairs.values())
+    by_chance = 45 * (20 / 45) ** 3 * 10  # three independent draws of 20 of a digit's 45 pairs, for 10 digits
+    assert len(common) > 1.2 * by_chance, (len(common), by_chance)
+
+
+def test_packs_are_drawn_at_random() -> None:
+    pool = candidates(packs=2)
+    by_id = {c.id: c for c in pool}
+    first = sum(
+        by_id[i].pack == "pack-0" for number in range(100) for i in draw(pool, {}, number=number).labelling
+    )
+    assert 1300 < first < 1700, "3000 fair coins: 200 are more than 7 standard deviations"
+
+
+def test_a_cell_without_a_stimulus_left_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no stimulus left for label"):
+        draw(candidates(sources=2), {})

@@ -1,0 +1,166 @@
+"""Study files: what is refused, and how a file becomes a version."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import delete, func, select
+
+from app import definition as definitions
+from app.db import Database
+from app.definition import DefinitionError
+from app.models import CleanImage, Image, Pack, Stimulus, Study, StudyPack
+from app.packs import import_pack
+from app.settings import ROOT
+from ml import pack as pack_format
+from tests.app.conftest import STUDY
+from tests.packs import make_pack
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)  # later than any import of the prepared database
+
+
+@pytest.fixture
+def database(tmp_path: Path, prepared: Path) -> Iterator[Database]:
+    """A migrated database with the test pack, and no study."""
+    shutil.copy(prepared, tmp_path / "study.db")
+    database = Database(f"sqlite:///{tmp_path / 'study.db'}")
+    with database.write() as session:
+        session.execute(delete(StudyPack))
+        session.execute(delete(Study))
+        session.commit()
+    yield database
+    database.close()
+
+
+def freeze(database: Database, path: Path, now: datetime = NOON) -> str:
+    with database.write() as session:
+        study = definitions.freeze(session, path, now)
+        session.commit()
+        return study.version
+
+
+def test_the_bundled_studies_are_valid() -> None:
+    paths = sorted((ROOT / "studies").glob("*.toml"))
+    assert paths
+    for path in paths:
+        assert definitions.read(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda t: t + "\n[", "not a TOML file"),
+        (lambda t: t.replace("seed = 7", ""), "seed: Field required"),
+        (lambda t: t.replace("seed = 7", 'seed = "x"'), "seed"),
+        (lambda t: t.replace("seed = 7", "seed = 7\nsped = 8"), "sped"),
+        (lambda t: t.replace("practice = 2", "practice = -1"), "practice"),
+        (lambda t: t.replace("practice = 2", "practice = 2\ntrials = 20"), "trials must be 30"),
+        (lambda t: t.replace('packs = ["test-pack"]', "packs = []"), "packs"),
+        (
+            lambda t: t.replace('packs = ["test-pack"]', 'packs = ["other", "test-pack"]'),
+            "'other' is not imported",
+        ),
+        (lambda t: t.replace('pack = "test-pack"', 'pack = "other"'), "primary.pack"),
+        (lambda t: t.replace('pack = "test-pack"\n', 'pack = "test-pack"\na = "resnet"\n'), "'resnet'"),
+        (lambda t: t.replace("seed = 7", 'seed = 7\nquestions = ["runner_up"]'), "must contain 'label'"),
+        (lambda t: t.replace("seed = 7", 'seed = 7\nquestions = ["label", "size"]'), "questions"),
+        (lambda t: t + '[completion]\nredirect_url = "javascript:alert(1)"', "redirect_url"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line(
+    tmp_path: Path, database: Database, change: Callable[[str], str], complaint: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(change(STUDY))
+    with pytest.raises(DefinitionError) as caught:
+        freeze(database, path)
+    assert complaint in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value).replace("\n[", "")
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Study)) == 0
+
+
+def test_the_file_name_is_the_url(tmp_path: Path, database: Database) -> None:
+    path = tmp_path / "My Study.toml"
+    path.write_text(STUDY)
+    with pytest.raises(DefinitionError, match="a-z, 0-9"):
+        freeze(database, path)
+
+
+def test_a_changed_file_is_a_new_version_and_an_old_one_comes_back(
+    tmp_path: Path, database: Database
+) -> None:
+    path = tmp_path / "test.toml"
+    versions = []
+    for hours, text in enumerate(
+        (STUDY, "# a comment\n" + STUDY, STUDY.replace("seed = 7", "seed = 8"), STUDY)
+    ):
+        path.write_text(text)
+        versions.append(freeze(database, path, NOON + timedelta(hours=hours)))
+        with database.read() as session:
+            active = definitions.active(session, "test")
+            assert active is not None
+            assert active.version == versions[-1]
+    assert versions[0] == versions[1] == versions[3], "comments do not make a version"
+    assert versions[2] != versions[0]
+
+
+def test_another_pack_of_the_same_name_makes_a_new_version(tmp_path: Path, database: Database) -> None:
+    path = tmp_path / "test.toml"
+    path.write_text(STUDY)
+    before = freeze(database, path)
+    other = make_pack(tmp_path / "packs" / "test-pack", seed=1)
+    with database.write() as session:
+        import_pack(session, other, NOON + timedelta(hours=1))
+        session.commit()
+    assert freeze(database, path, NOON + timedelta(hours=2)) != before
+
+
+def test_a_pack_with_too_few_sources_cannot_carry_a_study(tmp_path: Path, database: Database) -> None:
+    small = make_pack(tmp_path / "packs" / "small", name="small", sources=2)
+    path = tmp_path / "test.toml"
+    path.write_text(STUDY.replace("test-pack", "small"))
+    with database.write() as session:
+        import_pack(session, small, NOON)
+        with pytest.raises(DefinitionError, match="2 source images of '0'"):
+            definitions.freeze(session, path, NOON)
+
+
+def test_a_pack_without_clean_images_needs_a_study_without_practice(
+    tmp_path: Path, database: Database
+) -> None:
+    bare = make_pack(tmp_path / "packs" / "bare", name="bare", clean=0)
+    path = tmp_path / "test.toml"
+    with database.write() as session:
+        import_pack(session, bare, NOON)
+        path.write_text(STUDY.replace("test-pack", "bare"))
+        with pytest.raises(DefinitionError, match="practice = 0"):
+            definitions.freeze(session, path, NOON)
+        path.write_text(STUDY.replace("test-pack", "bare").replace("practice = 2", "practice = 0"))
+        definitions.freeze(session, path, NOON)
+
+
+def test_importing_again_changes_nothing(database: Database, pack: pack_format.Pack) -> None:
+    def counts() -> list[int | None]:
+        with database.read() as session:
+            return [
+                session.scalar(select(func.count()).select_from(table))
+                for table in (Pack, Image, Stimulus, CleanImage)
+            ]
+
+    before = counts()
+    with database.write() as session:
+        _, new = import_pack(session, pack, NOON + timedelta(days=1))
+        session.commit()
+    assert not new
+    assert counts() == before
+    assert before[0] == 1
+    assert before[2] == len(pack.stimuli)
+    with database.read() as session:
+        for stimulus in pack.stimuli[:20]:
+            image = session.get_one(Image, stimulus.sha256)
+            assert image.png == pack.image(stimulus.sha256)
+            assert (image.width, image.height) == (28, 28)

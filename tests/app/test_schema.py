@@ -1,0 +1,190 @@
+"""The schema as the migrations make it, and the rules that it keeps by itself."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from fastapi.testclient import TestClient
+from sqlalchemy import func, inspect, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.cli import prepare
+from app.db import Database
+from app.main import create_app
+from app.models import Base, Image, Judgment, Participant, RecruiterId, Response, Stimulus, Study, Trial
+from app.settings import ROOT
+from ml.pack import Pack
+from tests.app.conftest import begin, installation
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Iterator[Database]:
+    """A database with one participant in the middle of labelling and one who finished; no test changes it."""
+    settings = installation(tmp_path_factory.mktemp("played"), pack)
+    prepare(settings)
+    with TestClient(create_app(settings)) as client:
+        begin(client, id="x").answer(most=3)
+        begin(client).answer()
+    database = Database(settings.database_url)
+    yield database
+    database.close()
+
+
+def test_migrations_make_what_the_models_say(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    database.migrate()
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        found = {
+            (table, " ".join(str(check["sqltext"]).split()))
+            for table in Base.metadata.tables
+            for check in inspect(connection).get_check_constraints(table)
+        }
+    wanted = {
+        (table.name, str(check.sqltext))
+        for table in Base.metadata.tables.values()
+        for check in table.constraints
+        if hasattr(check, "sqltext")
+    }
+    assert found == wanted, "Alembic does not compare checks, so this does"
+    database.close()
+
+
+def test_migrations_down_and_up_again(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    database.migrate()
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
+    database.migrate()
+    with database.engine.connect() as connection:
+        assert set(Base.metadata.tables) <= set(inspect(connection).get_table_names())
+    database.close()
+
+
+def test_migrating_again_changes_nothing(played: Database) -> None:
+    before = rows(played)
+    played.migrate()
+    assert rows(played) == before
+    assert before["responses"] == 35
+
+
+def rows(database: Database) -> dict[str, int]:
+    with database.read() as session:
+        return {
+            name: session.scalar(select(func.count()).select_from(table)) or 0
+            for name, table in Base.metadata.tables.items()
+        }
+
+
+def first(session: Session, table: Any) -> Any:
+    return session.scalars(select(table).limit(1)).one()
+
+
+def same(session: Session, table: Any, **change: Any) -> Any:
+    """A copy of a row of the table with other values."""
+    row = first(session, table)
+    names = [c.key for c in inspect(table).column_attrs if c.key != "id"]
+    return table(**{name: getattr(row, name) for name in names} | change)
+
+
+@pytest.mark.parametrize(
+    ("what", "breaks"),
+    [
+        ("one response a trial", lambda s: same(s, Response, answer_id=uuid.uuid4())),
+        ("one judgment a trial", lambda s: same(s, Judgment, answer_id=uuid.uuid4())),
+        ("an answer_id counts once", lambda s: same(s, Response, trial_id=unanswered(s))),
+        ("a judgment's answer_id counts once", lambda s: same(s, Judgment, trial_id=unanswered(s))),
+        (
+            "one trial a position",
+            lambda s: same(s, Trial, judging_order=99, stimulus_id=None, kind="practice"),
+        ),
+        (
+            "a kind of trial",
+            lambda s: same(s, Trial, position=99, judging_order=99, kind="other", stimulus_id=None),
+        ),
+        ("a stimulus once a participant", lambda s: main_trial(s, position=99, judging_order=99)),
+        ("a place in judging once", lambda s: main_trial(s, position=99, stimulus_id=None, kind="control")),
+        (
+            "a main trial has a stimulus",
+            lambda s: main_trial(s, position=99, judging_order=99, stimulus_id=None),
+        ),
+        ("a number once a study", lambda s: same(s, Participant, token="t", pseudonym="P")),
+        ("a pseudonym once a study", lambda s: same(s, Participant, token="t", number=99)),
+        ("a token once", lambda s: same(s, Participant, number=99, pseudonym="P")),
+        ("a recruiter's id once", lambda s: same(s, RecruiterId, value="y")),
+        ("cells are unique", lambda s: same(s, Stimulus)),
+        ("the target is not the source", lambda s: stimulus_to_source(s)),
+        ("an image once", lambda s: same(s, Image)),
+        ("a version of a study once", lambda s: same(s, Study)),
+        (
+            "no negative time",
+            lambda s: same(s, Response, trial_id=unanswered(s), answer_id=uuid.uuid4(), rt_ms=-1),
+        ),
+        (
+            "the runner-up differs",
+            lambda s: same(
+                s, Response, trial_id=unanswered(s), answer_id=uuid.uuid4(), label="3", runner_up="3"
+            ),
+        ),
+        ("an answer belongs to a trial", lambda s: same(s, Response, trial_id=10**6, answer_id=uuid.uuid4())),
+        ("a trial shows an image", lambda s: main_trial(s, position=99, judging_order=99, sha256="0" * 64)),
+    ],
+)
+def test_the_schema_keeps_its_rules(played: Database, what: str, breaks: Callable[[Session], Any]) -> None:
+    before = rows(played)
+    with played.write() as session:
+        session.add(breaks(session))
+        with pytest.raises(IntegrityError):
+            session.flush()
+        session.rollback()
+    assert rows(played) == before, what
+
+
+def unanswered(session: Session) -> int:
+    query = select(Trial.id).outerjoin(Response).where(Response.trial_id.is_(None)).limit(1)
+    return session.scalars(query).one()
+
+
+def main_trial(session: Session, **change: Any) -> Trial:
+    row = session.scalars(select(Trial).where(Trial.kind == "main").limit(1)).one()
+    names = [c.key for c in inspect(Trial).column_attrs if c.key != "id"]
+    values = {name: getattr(row, name) for name in names} | change
+    return Trial(**values)
+
+
+def stimulus_to_source(session: Session) -> Stimulus:
+    row = first(session, Stimulus)
+    copy: Stimulus = same(session, Stimulus, target_label=row.source_label)
+    return copy
+
+
+def test_what_is_acknowledged_is_durable(played: Database) -> None:
+    with played.read() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA synchronous")) == 2, "FULL"
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+def test_instants_keep_their_zone(played: Database) -> None:
+    elsewhere = datetime(2026, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=8)))
+    with played.write() as session:
+        participant = first(session, Participant)
+        participant.last_seen_at = elsewhere
+        session.flush()
+        session.expire_all()
+        read = first(session, Participant).last_seen_at
+    assert read == elsewhere
+    assert read.tzinfo == UTC
