@@ -53,7 +53,12 @@ class Database:
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        try:
+            return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        except ModuleNotFoundError:
+            raise SettingsError(
+                "DATABASE_URL names PostgreSQL: first install its driver: pip install -c constraints.txt -e '.[postgresql]'"
+            ) from None
     if not parsed.database:
         raise SettingsError("DATABASE_URL must name a SQLite file, for example sqlite:///data/study.db")
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
