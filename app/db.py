@@ -57,7 +57,7 @@ def _engine(url: str) -> Engine:
             return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
         except ModuleNotFoundError:
             raise SettingsError(
-                "DATABASE_URL names PostgreSQL: first install its driver: pip install -c constraints.txt -e '.[postgresql]'"
+                "DATABASE_URL names PostgreSQL: install its driver: pip install -e '.[postgresql]'"
             ) from None
     if not parsed.database:
         raise SettingsError("DATABASE_URL must name a SQLite file, for example sqlite:///data/study.db")
