@@ -1,0 +1,124 @@
+"""The network of the study: two convolutions and two dense layers, with batch norm (Ross and Doshi-Velez, 2018)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (mean, variance) of each batch norm's input over one batch, first layer first.
+Statistics = list[tuple[Tensor, Tensor]]
+
+# What follows a layer without biases: the layer's output, normalized.
+Normalized = Callable[["nn.Conv2d | nn.Linear", "BatchNorm", Tensor], Tensor]
+
+MOMENTUM = 0.9  # of the running averages, in TensorFlow's sense: new = 0.9 old + 0.1 batch
+DROPOUT = 0.5
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over dimension 1 of (N, C) or (N, C, H, W).
+
+    In training it is written out as elementary operations: `torch.compile` fuses them, and differentiates
+    them twice for less than PyTorch's own double backward of its fused batch norm costs.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def folded(self, layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
+        """Weights and biases of `layer` followed by this norm with its running averages, as one layer."""
+        scale = torch.rsqrt(self.running_var + self.epsilon) * self.weight  # (C,)
+        return layer.weight * scale.view(
+            -1, *[1] * (layer.weight.ndim - 1)
+        ), self.bias - self.running_mean * scale
+
+    def of_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Normalizes by the batch's own mean and variance (C,), and returns these as well."""
+        dims = [0, *range(2, x.ndim)]
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        mean = x.mean(dims, keepdim=True)
+        variance = (x - mean).square().mean(dims, keepdim=True)
+        scale = torch.rsqrt(variance + self.epsilon) * self.weight.view(shape)
+        return (x - mean) * scale + self.bias.view(shape), (mean.flatten(), variance.flatten())
+
+
+class Network(nn.Module):
+    """Pixels, float32 (N, C, H, W) in [0, 1], to logits (N, K).
+
+    Calling it evaluates it: running averages, no dropout. `on_batch` is the same network as training needs
+    it, a pure function that returns the batch's statistics rather than storing them, so that it can stand
+    inside `torch.func.grad`. Input normalization belongs in here too; MNIST needs none.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        if height % 4 or width % 4:
+            raise ValueError(f"images must be a multiple of 4 pixels high and wide, not {height} x {width}")
+        self.image_shape, self.classes, self.hidden = image_shape, classes, 1024
+        # A batch norm has its own shift, so the layers before it need no biases.
+        self.conv1 = nn.Conv2d(channels, 32, 5, padding=2, bias=False)
+        self.norm1 = BatchNorm(32)
+        self.conv2 = nn.Conv2d(32, 64, 5, padding=2, bias=False)
+        self.norm2 = BatchNorm(64)
+        self.dense1 = nn.Linear(64 * (height // 4) * (width // 4), self.hidden, bias=False)
+        self.norm3 = BatchNorm(self.hidden)
+        self.dense2 = nn.Linear(self.hidden, classes)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Glorot-uniform weights (Glorot and Bengio, 2010) drawn from `generator`, zero biases."""
+        for layer in (self.conv1, self.conv2, self.dense1, self.dense2):
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+        nn.init.zeros_(self.dense2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
+
+        def normalized(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
+            weight, bias = norm.folded(layer)
+            return F.linear(x, weight, bias) if x.ndim == 2 else F.conv2d(x, weight, bias, padding=2)
+
+        return self._layers(x, normalized, None)
+
+    def on_batch(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Statistics]:
+        """Logits (N, K) and batch statistics in training; `keep` (N, 1024) is a dropout mask (see below)."""
+        statistics: Statistics = []
+
+        def normalized(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
+            x, of_batch = norm.of_batch(layer(x))
+            statistics.append(of_batch)
+            return x
+
+        return self._layers(x, normalized, keep), statistics
+
+    def dropout_mask(self, n: int, generator: torch.Generator) -> Tensor:
+        """(N, 1024) on the CPU: 0 where a unit is dropped, else 1 / (1 - rate)."""
+        return (torch.rand(n, self.hidden, generator=generator) >= DROPOUT).float() / (1 - DROPOUT)
+
+    @torch.no_grad()
+    def update_averages(self, statistics: Statistics) -> None:
+        """Moves the running averages towards one batch's statistics."""
+        for norm, (mean, variance) in zip((self.norm1, self.norm2, self.norm3), statistics, strict=True):
+            norm.running_mean.lerp_(mean, 1 - MOMENTUM)
+            norm.running_var.lerp_(variance, 1 - MOMENTUM)
+
+    def _layers(self, x: Tensor, normalized: Normalized, keep: Tensor | None) -> Tensor:
+        # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
+        x = normalized(self.conv1, self.norm1, x)  # (N, 32, H, W)
+        x = torch.relu(F.max_pool2d(x, 2))  # (N, 32, H/2, W/2)
+        x = normalized(self.conv2, self.norm2, x)  # (N, 64, H/2, W/2)
+        x = torch.relu(F.max_pool2d(x, 2))  # (N, 64, H/4, W/4)
+        x = torch.relu(normalized(self.dense1, self.norm3, x.flatten(1)))  # (N, 1024)
+        if keep is not None:
+            x = x * keep
+        logits: Tensor = self.dense2(x)  # (N, K)
+        return logits
