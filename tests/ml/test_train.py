@@ -1,0 +1,268 @@
+"""Training learns, repeats itself, and leaves whole checkpoints or none."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ml import defenses, train
+from ml.datasets import Dataset
+from ml.models import Network
+from ml.train import Schedule, TrainingError
+from tests.ml.conftest import ROOT
+
+CPU = torch.device("cpu")
+SCHEDULE = Schedule(epochs=4, batch=64)
+
+
+def obtain(
+    model: str, data: Dataset, folder: Path, schedule: Schedule = SCHEDULE, seed: int = 3
+) -> train.Trained:
+    return train.obtain(model, data, schedule, seed, CPU, folder)
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def trained(small_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, train.Trained]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, obtain("undefended", small_digits, folder)
+
+
+def test_training_learns_and_says_how_well(
+    trained: tuple[Path, train.Trained], small_digits: Dataset
+) -> None:
+    _, model = trained
+    answers = train.predict(model.network, small_digits.test_images).argmax(1).numpy()
+    assert model.clean_accuracy == np.mean(answers == small_digits.test_labels)
+    assert model.clean_accuracy > 0.9
+
+
+def test_a_second_call_reuses_the_checkpoint(
+    trained: tuple[Path, train.Trained], small_digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, model = trained
+    written = model.checkpoint.stat().st_mtime_ns
+    again = obtain("undefended", small_digits, folder)
+    assert "train" not in capsys.readouterr().err
+    assert model.checkpoint.stat().st_mtime_ns == written
+    assert again.checkpoint_sha256 == model.checkpoint_sha256
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], tensor)
+
+
+def test_the_same_seed_gives_the_same_bytes(
+    trained: tuple[Path, train.Trained], small_digits: Dataset, tmp_path: Path
+) -> None:
+    _, model = trained
+    assert obtain("undefended", small_digits, tmp_path).checkpoint_sha256 == model.checkpoint_sha256
+
+
+def test_other_seeds_schedules_and_data_are_other_checkpoints(
+    trained: tuple[Path, train.Trained], small_digits: Dataset, tmp_path: Path
+) -> None:
+    _, model = trained
+    short = dataclasses.replace(SCHEDULE, epochs=1)
+    flipped = dataclasses.replace(small_digits, train_images=small_digits.train_images[..., ::-1].copy())
+    others = [
+        obtain("undefended", small_digits, tmp_path, short),
+        obtain("undefended", small_digits, tmp_path, short, seed=4),
+        obtain("undefended", flipped, tmp_path, short),
+    ]
+    assert len({other.checkpoint.name for other in (model, *others)}) == 4
+    assert len({other.checkpoint_sha256 for other in (model, *others)}) == 4
+
+
+def test_a_checkpoint_tells_its_configuration(
+    trained: tuple[Path, train.Trained], small_digits: Dataset
+) -> None:
+    _, model = trained
+    assert model.config == {
+        "recipe": train.RECIPE,
+        "model": "undefended",
+        "dataset": "digits",
+        "data_sha256": small_digits.sha256,
+        "image_shape": [1, 12, 12],
+        "classes": 10,
+        "settings": {},
+        "teacher": None,
+        "schedule": {"epochs": 4, "batch": 64, "learning_rate": 1e-3, "adam_epsilon": 1e-8},
+        "seed": 3,
+    }
+    assert set(model.versions) == {"torch", "numpy"}
+    assert model.checkpoint.parent.name == "digits"
+    length = int.from_bytes(model.checkpoint.read_bytes()[:8], "little")
+    header = json.loads(model.checkpoint.read_bytes()[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["reasonable_mistakes"])["config"] == model.config
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
+def test_a_damaged_or_foreign_checkpoint_is_trained_again(
+    damage: str,
+    trained: tuple[Path, train.Trained],
+    small_digits: Dataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, model = trained
+    short = dataclasses.replace(SCHEDULE, epochs=1)
+    good = obtain("undefended", small_digits, tmp_path, short)
+    data = good.checkpoint.read_bytes()
+    bad = {
+        "cut": data[:-1000],
+        "empty": b"",
+        "other": model.checkpoint.read_bytes(),
+        "text": b"not tensors" * 9,
+    }
+    good.checkpoint.write_bytes(bad[damage])
+    capsys.readouterr()
+    again = obtain("undefended", small_digits, tmp_path, short)
+    complaint = "made with another configuration" if damage == "other" else "not a readable checkpoint"
+    assert f"{good.checkpoint}: {complaint}" in capsys.readouterr().err
+    assert again.checkpoint_sha256 == good.checkpoint_sha256
+
+
+def test_distillation_trains_a_teacher_and_learns_its_probabilities(
+    small_digits: Dataset, tmp_path: Path
+) -> None:
+    student = obtain("distilled", small_digits, tmp_path)
+    names = checkpoints(tmp_path)
+    assert [name.rsplit("-", 1)[0] for name in names] == ["distillation_teacher", "distilled"]
+    assert student.config["settings"] == {"temperature": 50.0}
+    assert student.clean_accuracy > 0.9
+    # Trained at T = 50 the logits are about 50 times as far apart as they would need to be at T = 1.
+    logits = train.predict(student.network, small_digits.test_images)
+    assert float((logits.max(1).values - logits.mean(1)).mean()) > 20
+
+
+def test_gradient_regularization_makes_input_gradients_smaller(
+    trained: tuple[Path, train.Trained], small_digits: Dataset, tmp_path: Path
+) -> None:
+    def size(model: train.Trained) -> float:
+        x = torch.from_numpy(small_digits.test_images / np.float32(255)).requires_grad_()
+        targets = torch.from_numpy(small_digits.test_labels)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model.network(x), targets, reduction="sum"), x)
+        return float(gradient.flatten(1).norm(dim=1).mean())
+
+    regularized = obtain("gradient_regularized", small_digits, tmp_path)
+    assert regularized.clean_accuracy > 0.8
+    assert size(regularized) < size(trained[1])
+
+
+def test_a_process_killed_while_training_leaves_no_checkpoint(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ml.generate",
+        "--dataset",
+        "digits",
+        "--attack",
+        "jsma",
+        "--epochs",
+        "500",
+    ]
+    command += ["--out", str(tmp_path / "pack"), "--checkpoints", str(tmp_path / "checkpoints")]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"accuracy=" not in seen:
+            piece = process.stderr.read(1)
+            assert piece, seen
+            seen += piece
+        process.kill()
+        process.stderr.read()
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_process_killed_while_saving_leaves_no_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
+    """The worst moment: the file is written but has not got its name yet."""
+    code = (
+        "import os, signal, sys; from pathlib import Path; from ml import train; from ml.models import Network\n"
+        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train._save(Path(sys.argv[1]) / 'undefended-0.safetensors', Network((1, 12, 12)), {}, 0.5)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_failed_save_cleans_up_after_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train._save(tmp_path / "undefended-0.safetensors", Network((1, 12, 12)), {}, 0.5)
+    assert checkpoints(tmp_path) == []
+
+
+def test_compiled_and_eager_steps_agree() -> None:
+    network = Network((1, 12, 12))
+    network.initialize(torch.Generator().manual_seed(0))
+    x = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(1))
+    targets = F.one_hot(torch.arange(8), 10).float()
+    keep = network.dropout_mask(8, torch.Generator().manual_seed(2))
+    results = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # within PyTorch's compiler
+        for compiled in (True, False):
+            step = train.Step(defenses.uniform_gradient_penalty, {"penalty": 100.0}, compiled)
+            loss, logits, _ = step(network, x, targets, keep)
+            network.zero_grad()
+            loss.backward()
+            gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+            results.append((loss, logits, gradients))
+    (loss, logits, gradients), (expected_loss, expected_logits, expected) = results
+    assert torch.allclose(loss, expected_loss, rtol=1e-4)
+    assert torch.allclose(logits, expected_logits, atol=1e-4)
+    for mine, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-2, atol=1e-4 * float(other.abs().max()))
+
+
+def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path) -> None:
+    """In a process of its own, where no C++ compiler can be found and no compiled code is cached."""
+    code = (
+        "import torch; from ml import defenses, train\n"
+        "network = Network((1, 12, 12)); targets = torch.full((8, 10), 0.1)\n"
+        "step = train.Step(defenses.plain, {}, compiled=True)\n"
+        "for _ in range(2):\n"
+        "    loss, _, _ = step(network, torch.rand(8, 1, 12, 12), targets, torch.ones(8, 1024)); loss.backward()\n"
+        "print('loss', float(loss.detach()))\n"
+    )
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("torch.compile does not work here") == 1
+    assert "training eagerly" in done.stdout
+    assert "loss" in done.stdout
+
+
+def test_a_loss_that_explodes_stops_training(small_digits: Dataset, tmp_path: Path) -> None:
+    wild = Schedule(epochs=4, batch=64, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf)"):
+        obtain("undefended", small_digits, tmp_path, wild)
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line() -> None:
+    assert train.pick_device("cpu") == CPU
+    if torch.cuda.is_available():
+        assert train.pick_device("auto").type == train.pick_device("cuda").type == "cuda"
+    else:
+        assert train.pick_device("auto") == CPU
+        with pytest.raises(TrainingError, match="--device cuda: PyTorch finds no GPU"):
+            train.pick_device("cuda")
