@@ -116,15 +116,16 @@ def generate(
     manifest |= {
         "name": out.resolve().name,
         "attack": {"name": attack, "parameters": ATTACKS[attack][1]},
-        "models": {
-            name: {
+        "models": [
+            {
+                "name": name,
                 "training": model.config,
                 "clean_accuracy": round(model.clean_accuracy, 6),
                 "checkpoint_sha256": model.checkpoint_sha256,
                 "success_rate_before_filter": _rate(attempts.attacked[name].success),
             }
             for name, model in models.items()
-        },
+        ],
         "skipped_sources": skipped,
         "seed": seed,
         "versions": _versions(),
@@ -319,11 +320,10 @@ def _grid(dataset: Dataset, attempts: Attempts, model: str) -> npt.NDArray[np.ui
 def summary(written: pack.Pack, attempts: Attempts, dataset: Dataset) -> str:
     """What was made, in a few lines to read."""
     lines = ["", f"{'model':24}{'clean accuracy':>16}{'attack reached its target':>28}"]
-    for name in written.models:
-        model = written.manifest["models"][name]
+    for model in written.manifest["models"]:
         rate = model["success_rate_before_filter"]
         share = f"{rate['count']} of {rate['n']} ({rate['rate']:.1%})"
-        lines.append(f"{name:24}{model['clean_accuracy']:>16.2%}{share:>28}")
+        lines.append(f"{model['name']:24}{model['clean_accuracy']:>16.2%}{share:>28}")
     lines.append("")
     lines.append("Pairs that fool every model, read back from their PNGs (source images in brackets):")
     for label, name in enumerate(dataset.labels):

@@ -210,7 +210,7 @@ def read(directory: Path) -> Pack:
     if not _NAME.fullmatch(name):
         raise PackError(f"{path}: the name {name!r} is not letters, digits, '.', '_' and '-' alone")
     labels = tuple(_labels(manifest, path))
-    models = study_order(_dict(manifest, "models", path))
+    models = study_order(_models(manifest, path))
     grids = {model: _sha256(_dict(manifest, "grids", path), model, path) for model in models}
     if extra := sorted(set(manifest["grids"]) - set(models)):
         raise PackError(f"{path}: grids names {extra[0]!r}, which is not one of the pack's models")
@@ -312,6 +312,16 @@ def _clean_image(record: object, labels: tuple[str, ...], path: Path) -> CleanIm
         source_index=_count(record, "source_index", path),
         source_label=_label(record, "source_label", labels, path),
     )
+
+
+def _models(manifest: dict[str, Any], path: Path) -> list[str]:
+    records = _list(manifest, "models", path)
+    if not records or not all(isinstance(record, dict) for record in records):
+        raise PackError(f"{path}: models must be objects with a name, one or more")
+    names = [_string(record, "name", path) for record in records]
+    if len(set(names)) < len(names):
+        raise PackError(f"{path}: two models have one name")
+    return names
 
 
 def _labels(manifest: dict[str, Any], path: Path) -> list[str]:

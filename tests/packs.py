@@ -90,7 +90,7 @@ def make_pack(
         "labels": list(labels),
         "dataset": {"name": "test", "source": "made by the test", "licence": "MIT", "files": {}},
         "attack": {"name": "none"},
-        "models": {model: {"clean_accuracy": 1.0} for model in models},
+        "models": [{"name": model, "clean_accuracy": 1.0} for model in models],
         "seed": seed,
         "versions": {},
         "grids": grids,
