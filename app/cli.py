@@ -3,12 +3,16 @@
 import argparse
 import json
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
+from alembic.util import CommandError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, results, settings
 from app import definition as definitions
@@ -28,20 +32,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = args.run(args)
     except (SettingsError, DefinitionError, PackError, SimulationError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error))
+    except SQLAlchemyError as error:
+        reason = str(getattr(error, "orig", None) or error).strip()
+        return _fail(f"the database cannot be used: {reason.splitlines()[0]} (DATABASE_URL says which it is)")
+    except CommandError as error:
+        return _fail(f"the database's schema is not one of this version: {error}")
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return 130
     return status
 
 
+def _fail(message: str) -> int:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the rest of the program does."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_fail(f"{message} (see {self.prog} --help)"))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m app", description="Run a study of adversarial images.")
+    parser = _Parser(prog="python -m app", description="Run a study of adversarial images.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve the studies of studies/ with the packs of stimuli/")
     serve.add_argument("--host", default=os.environ.get("HOST") or "127.0.0.1")
-    serve.add_argument("--port", type=int, default=os.environ.get("PORT") or 8000)
+    serve.add_argument("--port", type=_port, default=os.environ.get("PORT") or 8000)
     serve.set_defaults(run=_serve)
 
     load = commands.add_parser("import-pack", help="check a stimulus pack and store it in the database")
@@ -77,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
     export.set_defaults(run=_export)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 0 to 65535")
+    return int(text)
 
 
 def _model_rate(text: str) -> tuple[str, float]:
@@ -122,21 +150,32 @@ class _AnnouncingServer(uvicorn.Server):
 
 def _serve(args: argparse.Namespace) -> int:
     config = settings.load()
-    slugs = prepare(config)
-    if not slugs:
-        raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
-    from app.main import create_app
+    with _listen(args.host, args.port) as listener:
+        slugs = prepare(config)
+        if not slugs:
+            raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
+        from app.main import create_app
 
-    base = f"http://{'127.0.0.1' if args.host in ('0.0.0.0', '::') else args.host}:{args.port}"
-    lines = [f"Study: {base}/study/{slug}" for slug in slugs]
-    lines.append(f"Dashboard: {base}/signin?key={auth.sign_in_key(config.secret)}")
-    # The access log would write participants' links, which are their secrets, into files.
-    app = create_app(config)
-    server = _AnnouncingServer(
-        uvicorn.Config(app, host=args.host, port=args.port, log_level="warning", access_log=False), lines
-    )
-    server.run()
+        port = listener.getsockname()[1]
+        host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
+        base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        lines = [f"Study: {base}/study/{slug}" for slug in slugs]
+        lines.append(f"Dashboard: {base}/signin?key={auth.sign_in_key(config.secret)}")
+        # The access log would write participants' links, which are their secrets, into files.
+        app = create_app(config)
+        server = _AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False), lines)
+        server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The address is taken before anything else is done, so that a busy port is one clear line."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host} port {port}: {error.strerror}; try --port or PORT"
+        ) from None
 
 
 def _import_pack(args: argparse.Namespace) -> int:
@@ -175,6 +214,7 @@ def _export(args: argparse.Namespace) -> int:
     config = settings.load()
     database = Database(config.database_url)
     try:
+        database.migrate()
         with database.read() as session:
             study = definitions.active(session, args.study)
             if study is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -37,11 +38,26 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(study.router)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(dashboard.router)
-    app.mount("/static", StaticFiles(directory=ROOT / "static"), name="static")
+    app.mount("/static", _Static(directory=ROOT / "static"), name="static")
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failed)
     return app
+
+
+class _Static(StaticFiles):
+    """Scripts and styles, asked for anew each time: an old script must not meet a new server."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def _failed(request: Request, error: Exception) -> Response:
+    """A fault of ours: logged by the server, and said without its insides."""
+    return _error(request, 500, "Something went wrong here and nothing was stored; please try again.", {})
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -62,7 +78,11 @@ def _invalid(request: Request, error: Exception) -> Response:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    details = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+    details = {
+        400: "The form could not be read.",
+        404: "There is nothing at this address.",
+        405: "This address does not take that method.",
+    }
     return _error(
         request, error.status_code, details.get(error.status_code, str(error.detail)), {}, error.headers
     )

@@ -42,6 +42,7 @@ class TrialPage:
     labels: list[str]
     asks_runner_up: bool
     prediction: str | None
+    chosen: dict[str, str]  # what a form that was sent back had chosen: field -> value
     error: str | None
 
 
@@ -83,12 +84,12 @@ async def _form(request: Request) -> dict[str, str]:
 
 @router.post("/study/{slug}")
 def consent(request: Request, slug: str, db: Db, form: Annotated[dict[str, str], Depends(_form)]) -> Response:
+    sent = dict(request.query_params) | form
     if form.get("consent") != "yes":
         message = "Please tick the box if you agree to take part; without it the study cannot begin."
-        return _information(request, slug, db, form, error=message)
-    external = {key: form[key][:200] for key in RECRUITER_KEYS if form.get(key)}
+        return _information(request, slug, db, sent, error=message)
     with db.write() as session:
-        participant = enrollment.start(session, slug, external, now())
+        participant = enrollment.start(session, slug, _recruiter_ids(sent), now())
     return RedirectResponse(f"/s/{participant.token}", status_code=303)
 
 
@@ -98,7 +99,6 @@ def _information(request: Request, slug: str, db: Db, query: dict[str, str], err
         if study is None:
             raise Refusal(404, f"There is no study {slug!r} here.")
         definition = definitions.of(study)
-    kept = {key: query[key][:200] for key in RECRUITER_KEYS if query.get(key)}
     return render(
         request,
         "information.html",
@@ -106,15 +106,32 @@ def _information(request: Request, slug: str, db: Db, query: dict[str, str], err
         slug=slug,
         version=study.version,
         definition=definition,
-        kept=kept,
+        kept=_recruiter_ids(query),
         error=error,
     )
+
+
+def _recruiter_ids(query: dict[str, str]) -> dict[str, str]:
+    return {key: _plain(query[key])[:200] for key in RECRUITER_KEYS if _plain(query.get(key, ""))}
+
+
+def _plain(text: str) -> str:
+    """Text as it is stored: lines end in \\n, whatever the browser sent, and no NUL, which PostgreSQL refuses."""
+    return text.replace("\r\n", "\n").replace("\x00", "").strip()
 
 
 @router.get("/s/{token}")
 def current(request: Request, token: str, db: Db) -> Response:
     """The page where this participant should be, always."""
-    return _current(request, token, db, error=None)
+    return _current(request, token, db)
+
+
+@router.get("/s/{token}/label")
+@router.get("/s/{token}/plausibility")
+@router.get("/s/{token}/comments")
+def reopened(token: str) -> Response:
+    """The address of a form that was sent back with an error, opened anew (a phone does that by itself)."""
+    return _where_they_are(token)
 
 
 @router.post("/s/{token}/label")
@@ -127,19 +144,27 @@ def label(
     label: Annotated[str, Form(max_length=50)] = "",
     runner_up: Annotated[str, Form(max_length=50)] = "",
 ) -> Response:
+    with db.read() as session:
+        here = participation.view(session, token)
+    if here.state != "labelling" or here.next_position != position:
+        return _where_they_are(token)
+    asked = "runner_up" in here.definition.questions
+    error = None
     if not label:
-        return _current(request, token, db, error="Please choose a label, or “none is plausible”.")
+        error = "Choose a label, or “none is plausible”."
+    elif asked and label != NONE_PLAUSIBLE and not runner_up:
+        error = "Choose a second label too, or “no other”."
+    elif asked and label != NONE_PLAUSIBLE and label == runner_up:
+        error = "Choose two different labels, or “no other”."
+    if error:
+        return _current(request, token, db, error, {"label": label, "runner_up": runner_up})
+    second = NONE_PLAUSIBLE if label == NONE_PLAUSIBLE or not asked else runner_up
     try:
         with db.write() as session:
-            asked = "runner_up" in participation.view(session, token).definition.questions
-            session.rollback()
-            if asked and label != NONE_PLAUSIBLE and not runner_up:
-                return _current(request, token, db, error="Please choose a second label too, or “no other”.")
-            second = NONE_PLAUSIBLE if label == NONE_PLAUSIBLE or not runner_up else runner_up
             participation.record_label(session, token, position, answer_id, label, second, None, {}, now())
     except Refusal as refusal:
         return _after_refusal(request, token, db, refusal)
-    return RedirectResponse(f"/s/{token}", status_code=303)
+    return _where_they_are(token)
 
 
 @router.post("/s/{token}/plausibility")
@@ -151,8 +176,12 @@ def plausibility(
     answer_id: Annotated[uuid.UUID, Form()],
     plausible: Annotated[str, Form(max_length=3)] = "",
 ) -> Response:
+    with db.read() as session:
+        here = participation.view(session, token)
+    if here.state != "judging" or here.next_position != position:
+        return _where_they_are(token)
     if plausible not in ("yes", "no"):
-        return _current(request, token, db, error="Please choose yes or no.")
+        return _current(request, token, db, "Choose yes or no.")
     try:
         with db.write() as session:
             participation.record_plausibility(
@@ -160,21 +189,21 @@ def plausibility(
             )
     except Refusal as refusal:
         return _after_refusal(request, token, db, refusal)
-    return RedirectResponse(f"/s/{token}", status_code=303)
+    return _where_they_are(token)
 
 
 @router.post("/s/{token}/comments")
 def comments(request: Request, token: str, db: Db, text: Annotated[str, Form()] = "") -> Response:
+    text = _plain(text)
     if len(text) > 10_000:
-        return _current(
-            request, token, db, error="That comment is too long: 10,000 characters at most.", text=text
-        )
+        error = "That comment is too long: 10,000 characters at most."
+        return _current(request, token, db, error, {"text": text})
     try:
         with db.write() as session:
-            participation.record_comment(session, token, text.strip(), now(), finish_too=True)
+            participation.record_comment(session, token, text, now(), finish_too=True)
     except Refusal as refusal:
         return _after_refusal(request, token, db, refusal)
-    return RedirectResponse(f"/s/{token}", status_code=303)
+    return _where_they_are(token)
 
 
 @router.get("/s/{token}/withdraw")
@@ -182,7 +211,7 @@ def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
     with db.read() as session:
         here = participation.view(session, token)
     if here.state == "withdrawn":
-        return RedirectResponse(f"/s/{token}", status_code=303)
+        return _where_they_are(token)
     return render(request, "withdraw.html", here=here)
 
 
@@ -190,19 +219,25 @@ def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
 def withdraw(token: str, db: Db) -> Response:
     with db.write() as session:
         participation.withdraw(session, token, now())
+    return _where_they_are(token)
+
+
+def _where_they_are(token: str) -> Response:
+    """After a stored answer as after a form from an old page (back button, second tab, double click)."""
     return RedirectResponse(f"/s/{token}", status_code=303)
 
 
 def _after_refusal(request: Request, token: str, db: Db, refusal: Refusal) -> Response:
-    """A form from an old page (back button, second tab, double click) leads to where the participant is."""
     if refusal.status == 409:
-        return RedirectResponse(f"/s/{token}", status_code=303)
+        return _where_they_are(token)
     if refusal.status == 422:
-        return _current(request, token, db, error=refusal.detail)
+        return _current(request, token, db, refusal.detail)
     raise refusal
 
 
-def _current(request: Request, token: str, db: Db, error: str | None, text: str = "") -> Response:
+def _current(
+    request: Request, token: str, db: Db, error: str | None = None, chosen: dict[str, str] | None = None
+) -> Response:
     with db.read() as session:
         here = participation.view(session, token)
         status = 422 if error else 200
@@ -227,11 +262,13 @@ def _current(request: Request, token: str, db: Db, error: str | None, text: str 
                 labels=here.labels,
                 asks_runner_up="runner_up" in here.definition.questions,
                 prediction=trial.prediction,
+                chosen=chosen or {},
                 error=error,
             )
             return render(request, f"{here.state}.html", status=status, page=page)
         if here.state == "commenting":
             grids = _grids(here, db) if here.definition.comments else []
+            text = (chosen or {}).get("text", "")
             return render(
                 request, "commenting.html", status=status, here=here, grids=grids, error=error, text=text
             )

@@ -1,11 +1,11 @@
 """Pretended participants: a bot that is a generator of requests, and a driver that plays it over HTTP."""
 
 import random
-import re
 import uuid
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -69,19 +69,19 @@ def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
     base = f"/api/sessions/{created['token']}"
     reasonable: dict[int, bool] = {}
     here = yield Sent("GET", base)
+    for trial in here["trials"]:
+        if not trial["practice"] and _sha256(trial["image"]) not in hidden:
+            raise SimulationError(
+                f"image {trial['position']} is not in {pack.name}: is --pack the served pack?"
+            )
     while here["state"] in ("labelling", "judging"):
         position = here["next_position"]
         trial = next(t for t in here["trials"] if t["position"] == position)
-        found = re.search(r"[0-9a-f]{64}", trial["image"])
-        stimulus = hidden.get(found.group()) if found else None
+        stimulus = hidden.get(_sha256(trial["image"]))
         if here["state"] == "judging":
             answer: dict[str, Any] = {"plausible": reasonable.get(position, False)}
             path = f"{base}/trials/{position}/plausibility"
         else:
-            if stimulus is None and not trial["practice"]:
-                raise SimulationError(
-                    f"image {position} is not in the pack {pack.name}: is --pack the served pack?"
-                )
             source = stimulus.source_label if stimulus else rng.choice(here["labels"])
             target = stimulus.target_label if stimulus else None
             model = stimulus.model if stimulus else ""
@@ -91,7 +91,7 @@ def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
             if "runner_up" in here["questions"]:
                 answer["runner_up"] = runner_up
             path = f"{base}/trials/{position}/label"
-        answer |= {"answer_id": str(uuid.UUID(int=rng.getrandbits(128), version=4))}
+        answer |= {"answer_id": str(uuid.uuid4())}  # not of the seed: a second run sends other answers
         answer |= {"rt_ms": round(rng.lognormvariate(7.6, 0.4), 1), "display": {"simulated": True}}
         stored = yield Sent("PUT", path, answer)
         if stored["next_position"] is None:
@@ -101,6 +101,10 @@ def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
     yield Sent("POST", f"{base}/comments", {"text": ""})
     finished = yield Sent("POST", f"{base}/finish")
     return str(finished["completion_code"])
+
+
+def _sha256(image: str) -> str:
+    return Path(image).stem
 
 
 def _labels(
@@ -119,33 +123,52 @@ def _labels(
     return source, target
 
 
-def play(client: httpx2.Client, participant: Bot) -> str:
-    """Make the bot's requests until it has its completion code. Raises SimulationError where one is refused."""
+def arrive(client: httpx2.Client, participant: Bot) -> Sent:
+    """Create the bot's session and read it; returns the request that comes next. Raises SimulationError."""
+    created = _reply(client, next(participant))
+    return participant.send(_reply(client, participant.send(created)))
+
+
+def play(client: httpx2.Client, participant: Bot, wanted: Sent) -> str:
+    """Make the bot's requests, from `wanted` on, until it has its completion code. Raises SimulationError."""
     try:
-        wanted = next(participant)
         while True:
-            reply = client.request(wanted.method, wanted.path, json=wanted.body)
-            if reply.is_error:
-                detail = reply.json().get("detail") if "json" in reply.headers.get("content-type", "") else ""
-                raise SimulationError(f"{wanted.method} {wanted.path}: {reply.status_code} {detail}")
-            wanted = participant.send(reply.json())
+            wanted = participant.send(_reply(client, wanted))
     except StopIteration as end:
         return str(end.value)
+
+
+def _reply(client: httpx2.Client, sent: Sent) -> dict[str, Any]:
+    try:
+        reply = client.request(sent.method, sent.path, json=sent.body)
+        body = reply.json()
     except httpx2.HTTPError as error:
-        raise SimulationError(
-            f"no answer from {client.base_url}: {type(error).__name__}; is it running?"
-        ) from None
+        reason = f"{type(error).__name__}; is it running?"
+        raise SimulationError(f"no answer from {client.base_url}: {reason}") from None
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise SimulationError(f"{client.base_url} does not answer as this app does; is --url right?")
+    if reply.is_error:
+        raise SimulationError(f"{sent.method} {sent.path}: {reply.status_code} {body.get('detail', '')}")
+    return body
 
 
 def simulate(
     url: str, study: str, pack: Pack, participants: int, seed: int, rates: Rates, workers: int = 8
 ) -> None:
     """Play that many participants, a few at a time, with a progress bar."""
-    with httpx2.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor(workers) as pool:
+    try:
+        client = httpx2.Client(base_url=url, timeout=60)
+    except httpx2.InvalidURL as error:
+        raise SimulationError(f"--url {url}: {error}") from None
+    with client, ThreadPoolExecutor(workers) as pool:
         bots = [bot(study, pack, rates, random.Random(f"{seed}/{i}")) for i in range(participants)]
-        running = [pool.submit(play, client, participant) for participant in bots]
+        # One after the other through the door: who gets which number, and so which images, is then the seed's.
+        arrived = [(participant, arrive(client, participant)) for participant in bots]
+        running = [pool.submit(play, client, participant, wanted) for participant, wanted in arrived]
         try:
-            for done in tqdm(as_completed(running), total=participants, unit="participant"):
+            for done in tqdm(as_completed(running), total=participants, unit="participant", disable=None):
                 done.result()
         except BaseException:
             for future in running:

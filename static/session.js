@@ -1,6 +1,8 @@
 // A trial without page loads: sends each answer to the JSON API and shows the next image in place.
 // The page is a plain form; everything here only makes it quicker. Nothing is shown as saved before the server said so.
 
+import { fit } from "./crisp.js";
+
 const stage = document.getElementById("stage");
 const form = document.getElementById("questions");
 const image = document.getElementById("stimulus");
@@ -22,7 +24,26 @@ let sending = false;
 let secondFilledIn = false; // "no other" was set because no label is plausible
 
 const leave = () => location.replace(`/s/${token}`);
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+// Repeats until the attempt gives something: after half a second, then ever more rarely, and at once on reconnect.
+async function insist(attempt, message) {
+  for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
+    try {
+      const result = await attempt();
+      if (result) {
+        status.textContent = "";
+        return result;
+      }
+    } catch {
+      // no connection; tried again below
+    }
+    status.textContent = message;
+    await new Promise((resolve) => {
+      setTimeout(resolve, wait);
+      window.addEventListener("online", resolve, { once: true });
+    });
+  }
+}
 
 // Random version-4 UUID; crypto.randomUUID does not exist on plain http in a laboratory's network.
 function newAnswerId() {
@@ -33,14 +54,19 @@ function newAnswerId() {
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
 }
 
-// The image at an integer number of screen pixels per image pixel, as large as the layout allows.
 function fitImage() {
-  image.style.width = "";
-  const native = Number(image.dataset.width);
-  const ratio = window.devicePixelRatio || 1;
-  const available = image.getBoundingClientRect().width * ratio;
-  const factor = Math.max(1, Math.floor(available / native + 0.01));
-  image.style.width = `${(factor * native) / ratio}px`;
+  image.style.width = ""; // back to the room that the style sheet gives
+  fit(image, image.getBoundingClientRect().width);
+}
+
+const fetched = new Map(); // image address -> promise of the decoded image
+function decoded(url) {
+  if (!fetched.has(url)) {
+    const ahead = new Image();
+    ahead.src = url;
+    fetched.set(url, ahead.decode().then(() => ahead, () => fetched.delete(url) && null));
+  }
+  return fetched.get(url);
 }
 
 async function markShown() {
@@ -61,6 +87,7 @@ async function markShown() {
 function showError(text) {
   errorBox.textContent = text;
   errorBox.hidden = !text;
+  if (text) errorBox.scrollIntoView({ block: "nearest" });
 }
 
 function group(name) {
@@ -70,6 +97,7 @@ const chosen = (name) => group(name).find((input) => input.checked && !input.dis
 
 // The second label cannot be the first one; with no plausible label there is no second.
 function updateChoices() {
+  if (chosen("label") || chosen("plausible")) showError("");
   if (!labelling) return;
   const first = chosen("label");
   const none = first !== null && first.value === "none";
@@ -85,13 +113,13 @@ function updateChoices() {
 function answer() {
   if (!labelling) {
     const choice = chosen("plausible");
-    return choice ? { plausible: choice.value === "yes" } : "Please choose yes or no.";
+    return choice ? { plausible: choice.value === "yes" } : "Choose yes or no.";
   }
   const first = chosen("label");
-  if (!first) return "Please choose a label, or “none is plausible”.";
+  if (!first) return "Choose a label, or “none is plausible”.";
   if (group("runner_up").length === 0) return { label: first.value, runner_up: null };
   const second = chosen("runner_up");
-  if (!second) return "Please choose a second label too, or “no other”.";
+  if (!second) return "Choose a second label too, or “no other”.";
   return { label: first.value, runner_up: second.value };
 }
 
@@ -108,22 +136,17 @@ function display() {
 }
 
 // Sends until the server has answered: what it has not acknowledged is sent again, with the same id.
-async function put(body) {
+function put(body) {
   const url = `/api/sessions/${token}/trials/${position}/${labelling ? "label" : "plausibility"}`;
-  for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
-    try {
-      const reply = await fetch(url, {
-        method: "PUT",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify(body),
-      });
-      if (reply.status < 500 && reply.status !== 429) return reply;
-    } catch {
-      // no connection; tried again below
-    }
-    status.textContent = "Not saved yet; trying again …";
-    await pause(wait);
-  }
+  const request = {
+    method: "PUT",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  };
+  return insist(async () => {
+    const reply = await fetch(url, request);
+    return reply.status < 500 && reply.status !== 429 ? reply : null;
+  }, "Not saved yet; trying again …");
 }
 
 async function submit() {
@@ -136,21 +159,25 @@ async function submit() {
   button.disabled = true;
   showError("");
   const reply = await put({ answer_id: answerId, ...given, rt_ms: rt, display: display() });
-  status.textContent = "";
+  if (reply.ok) {
+    const stored = await reply.json();
+    const trial = session?.trials.find((trial) => trial.position === stored.next_position);
+    if (!trial) return leave(); // another phase, or this page does not know what comes
+    await insist(() => decoded(trial.image), "The next image is on its way …");
+    show(trial);
+  } else if (reply.status === 422) {
+    showError((await reply.json()).detail);
+  } else {
+    return leave(); // answered elsewhere, or another page by now: the server knows where
+  }
   sending = false;
   button.disabled = false;
-  if (reply.status === 422) return showError((await reply.json()).detail);
-  if (!reply.ok) return leave(); // answered elsewhere, or another page by now: the server knows where
-  const stored = await reply.json();
-  if (stored.next_position === null || session === null) return leave();
-  show(stored.next_position);
 }
 
-function show(next) {
+function show(trial) {
   const was = session.trials.find((trial) => trial.position === position);
-  const trial = session.trials.find((trial) => trial.position === next);
   if (!was.practice) number += 1;
-  position = next;
+  position = trial.position;
   answerId = newAnswerId();
   form.elements.position.value = position;
   form.elements.answer_id.value = answerId;
@@ -164,7 +191,7 @@ function show(next) {
   document.getElementById("progress-text").textContent =
     trial.practice ? `Practice image ${position}` : `Image ${number} of ${total}`;
   document.getElementById("progress").value = trial.practice ? 0 : number - 1;
-  for (const note of form.querySelectorAll("[data-show-on]")) {
+  for (const note of stage.querySelectorAll("[data-show-on]")) {
     note.hidden = note.dataset.showOn === "practice" ? !trial.practice : trial.practice || number !== 1;
   }
   document.getElementById("main").focus({ preventScroll: true });
@@ -219,7 +246,7 @@ window.addEventListener("pageshow", (event) => {
 });
 
 fitImage();
-updateChoices();
+if (errorBox.hidden) updateChoices(); // an error that came with the page stays until something is chosen
 markShown();
 try {
   const reply = await fetch(`/api/sessions/${token}`);
@@ -229,8 +256,4 @@ try {
   // without it, every answer loads the next page
 }
 // Fetched and decoded ahead, so that no trial waits for the network.
-await Promise.allSettled((session?.trials ?? []).map((trial) => {
-  const ahead = new Image();
-  ahead.src = trial.image;
-  return ahead.decode();
-}));
+for (const trial of session?.trials ?? []) decoded(trial.image);

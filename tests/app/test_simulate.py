@@ -1,0 +1,167 @@
+"""`python -m app simulate` against a real server: known rates come back, a seed repeats, bad input is one line."""
+
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx2
+import pytest
+from scipy.stats import binomtest
+from sqlalchemy import select
+
+from app.db import Database
+from app.models import Judgment, Participant, Response, Study, Trial
+from app.settings import Settings
+from ml.pack import Pack
+from tests.app.conftest import STUDY, Server, free_port
+from tests.app.test_cli import app
+from tests.packs import make_pack
+
+
+def play(server: Server, pack: Pack, participants: int, seed: int, *rates: str, study: str = "test") -> None:
+    done = app(
+        server.settings,
+        *("simulate", "--url", server.url, "--study", study, "--pack", str(pack.directory)),
+        *("--participants", str(participants), "--seed", str(seed), *rates),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{participants} simulated participants finished {study}\n"
+
+
+def results(server: Server) -> dict[str, Any]:
+    with httpx2.Client(follow_redirects=True) as researcher:
+        assert researcher.get(server.dashboard).status_code == 200
+        body: dict[str, Any] = researcher.get(f"{server.url}/results/test.json?data=simulated").json()
+    return body
+
+
+def answers(settings: Settings, study: str) -> list[tuple[object, ...]]:
+    """All that the participants answered, in the order of their numbers; what chance or the clock drew left out."""
+    database = Database(settings.database_url)
+    with database.read() as session:
+        rows = session.execute(
+            select(
+                Participant.number,
+                Trial.position,
+                Trial.sha256,
+                Response.label,
+                Response.runner_up,
+                Judgment.plausible,
+                Response.rt_ms,
+                Judgment.rt_ms,
+            )
+            .join(Study, Study.id == Participant.study_id)
+            .join(Trial, Trial.participant_id == Participant.id)
+            .join(Response, Response.trial_id == Trial.id)
+            .outerjoin(Judgment, Judgment.trial_id == Trial.id)
+            .where(Study.slug == study)
+            .order_by(Participant.number, Trial.position)
+        ).all()
+    database.close()
+    return [tuple(row) for row in rows]
+
+
+def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
+    fooled = {"undefended": 0.1, "distilled": 0.0, "gradient_regularized": 0.5}
+    reasonable = {"undefended": 0.4, "distilled": 0.0, "gradient_regularized": 1.0}
+    play(
+        server,
+        pack,
+        12,
+        3,
+        *("--fooled", *(f"{model}={rate}" for model, rate in fooled.items())),
+        *("--reasonable", *(f"{model}={rate}" for model, rate in reasonable.items())),
+    )
+    found = results(server)
+    counts = found["participants"]
+    assert (counts["started"], counts["finished"], counts["withdrawn"]) == (12, 12, 0)
+    assert found["data"] == "simulated"
+    models = found["packs"]["test-pack"]["models"]
+    assert set(models) == set(fooled)
+    for model, rates in models.items():
+        for outcome, asked in (
+            ("human_fooled", fooled[model]),
+            ("mistake_reasonable", reasonable[model]),
+            ("mistake_reasonable_direct", reasonable[model]),
+        ):
+            rate = rates[outcome]
+            assert rate["n"] >= 100
+            inside = binomtest(rate["count"], rate["n"]).proportion_ci(0.9999, method="exact")
+            assert inside.low <= asked <= inside.high, (model, outcome, rate)
+            if asked in (0, 1):
+                assert rate["rate"] == asked, "certainty comes back exactly"
+
+
+@pytest.fixture
+def twins(settings: Settings) -> None:
+    """Two more studies of the same content, each with participants of its own."""
+    for name in ("twin", "other"):
+        (settings.studies / f"{name}.toml").write_text(STUDY)
+
+
+@pytest.mark.usefixtures("twins")
+def test_a_seed_repeats_its_answers(settings: Settings, request: pytest.FixtureRequest, pack: Pack) -> None:
+    server: Server = request.getfixturevalue("server")  # started once the studies are there
+    play(server, pack, 2, 5)
+    play(server, pack, 2, 5, study="twin")
+    first = answers(settings, "test")
+    assert len(first) == 2 * 32
+    assert len({row[3] for row in first}) > 5, "all kinds of labels"
+    assert answers(settings, "twin") == first
+    play(server, pack, 2, 5)
+    both = answers(settings, "test")
+    assert both[: len(first)] == first, "a second run with the same seed adds, it changes nothing"
+    assert len(both) == 2 * len(first)
+    play(server, pack, 2, 6, study="other")
+    assert answers(settings, "other") != first
+
+
+def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, tmp_path: Path) -> None:
+    other = make_pack(tmp_path / "elsewhere" / "test-pack", seed=1)
+    here = ["--url", server.url, "--study", "test", "--pack", str(pack.directory), "--participants", "2"]
+    for arguments, complaint in (
+        (["--fooled", "undefended=1.5"], "'undefended=1.5' is not MODEL=RATE with a rate from 0 to 1"),
+        (["--reasonable", "undefended=x"], "is not MODEL=RATE"),
+        (["--fooled", "undefended=nan"], "is not MODEL=RATE"),
+        (["--fooled", "undefended=0.5", "--reasonable", "undefended=0.4"], "fooled 0.5 is more than"),
+        (["--fooled", "resnet=0.0"], "the pack test-pack has no model 'resnet'"),
+        (["--participants", "0"], "--participants must be at least 1"),
+        (["--participants", "many"], "--participants"),
+        (["--pack", str(other.directory)], "is --pack the served pack?"),
+        (["--pack", str(tmp_path / "nothing")], "nothing"),
+        (["--study", "nothing"], "There is no study 'nothing' here."),
+        (["--url", f"http://127.0.0.1:{free_port()}"], "is it running?"),
+        (["--url", "http://a:b"], "--url http://a:b"),
+        (["--url", "http://[nonsense"], "is it running?"),
+        (["--url", "nonsense"], "is it running?"),
+    ):
+        done = app(settings, "simulate", *here, *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), arguments
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("error: ")
+        assert complaint in done.stderr
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """Another program's server."""
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<h1>Hello</h1>")
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_another_program_at_that_address_is_one_line(pack: Pack, settings: Settings) -> None:
+    with HTTPServer(("127.0.0.1", 0), _Stranger) as stranger:
+        thread = Thread(target=stranger.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{stranger.server_port}"
+        done = app(settings, "simulate", "--url", url, "--pack", str(pack.directory))
+        stranger.shutdown()
+        thread.join()
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{url} does not answer as this app does" in done.stderr
