@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app import auth, results
+from app import auth, printed, progress, results
 from app import definition as definitions
 from app.definition import Definition
 from app.export import responses_csv, results_json
@@ -17,7 +17,8 @@ from app.figures import rates_figure
 from app.models import Participant, Study, Unmasking
 from app.pages import render
 from app.participation import Refusal
-from app.results import Data, Results
+from app.progress import Data
+from app.results import PackResults, Results
 from app.study import Db, now
 
 router = APIRouter()
@@ -28,15 +29,31 @@ FIGURE_OUTCOMES = {
     "mistake_reasonable": "Mistake reasonable",
     "mistake_reasonable_direct": "Judged reasonable when asked",
 }
-OUTCOME_NAMES = {
-    "human_fooled": "human fooled",
-    "mistake_reasonable": "mistake reasonable",
-    "mistake_reasonable_direct": "judged reasonable when asked",
-    "target_first": "target named first",
-    "target_second": "target named second",
-    "none_plausible": "none plausible",
-    "kept_source": "source label kept",
-    "placebo_reasonable": "placebo (chance level)",
+# Key of the rate -> name and what is counted.
+OUTCOMES = {
+    "human_fooled": ("human fooled", "the first label is the network’s answer"),
+    "mistake_reasonable": (
+        "mistake reasonable",
+        "the network’s answer is the first or second label, or no label is plausible",
+    ),
+    "mistake_reasonable_direct": (
+        "judged reasonable when asked",
+        "yes to the network’s answer, of the images judged so far",
+    ),
+    "target_first": ("target named first", "the same as human fooled"),
+    "target_second": ("target named second", "the second label is the network’s answer"),
+    "none_plausible": ("none plausible", "no label is plausible"),
+    "kept_source": ("source label kept", "the first label is the original image’s"),
+    "placebo_reasonable": (
+        "placebo (chance level)",
+        "mistake reasonable, scored against a random label that is neither the network’s answer nor the original",
+    ),
+}
+# The primary comparison as a sentence: "<whose> A <did> ... than <others'> B".
+FINDINGS = {
+    "human_fooled": ("images made for", "fooled participants", "those made for"),
+    "mistake_reasonable": ("mistakes of", "counted as reasonable", "those of"),
+    "mistake_reasonable_direct": ("mistakes of", "were judged reasonable", "those of"),
 }
 
 
@@ -46,6 +63,7 @@ class StudyRow:
     definition: Definition
     started: int
     finished: int
+    simulated: int
 
 
 @dataclass(frozen=True)
@@ -97,19 +115,25 @@ def overview(request: Request, db: Db) -> Response:
             study = definitions.active(session, slug)
             if study is None:
                 continue
-            started, finished = session.execute(
-                select(func.count(), func.count(Participant.finished_at)).where(
-                    Participant.study_id == study.id, Participant.simulated.is_(False)
+            counts: dict[bool, tuple[int, int]] = {
+                simulated: (started, finished)
+                for simulated, started, finished in session.execute(
+                    select(Participant.simulated, func.count(), func.count(Participant.finished_at))
+                    .where(Participant.study_id == study.id)
+                    .group_by(Participant.simulated)
                 )
-            ).one()
-            rows.append(StudyRow(slug, definitions.of(study), started, finished))
+            }
+            started, finished = counts.get(False, (0, 0))
+            pretended, _ = counts.get(True, (0, 0))
+            rows.append(StudyRow(slug, definitions.of(study), started, finished, pretended))
     return render(request, "overview.html", studies=rows)
 
 
 @researcher.get("/results/{slug}.json")
-def as_json(selected: Selected, db: Db) -> dict[str, Any]:
+def as_json(selected: Selected, db: Db) -> Response:
     with db.read() as session:
-        return results_json(_results(session, selected))
+        found = _results(session, selected)
+    return JSONResponse(results_json(found), headers={"Cache-Control": "no-store"})
 
 
 @researcher.get("/results/{slug}", response_class=HTMLResponse, include_in_schema=False)
@@ -121,12 +145,12 @@ def dashboard(request: Request, selected: Selected, db: Db) -> Response:
             .where(Study.slug == selected.slug)
             .order_by(Study.activated_at.desc(), Study.id.desc())
         ).all()
-        kinds = session.scalars(
-            select(Participant.simulated).where(Participant.study_id == found.study.id).distinct()
-        ).all()
+        kinds = progress.kinds(session, found.study)
     figures = {
         name: rates_figure(
-            pack.models, _figure_outcomes(found.definition), f"Rates per model with 95 % intervals, {name}"
+            pack.models,
+            {k: v for k, v in FIGURE_OUTCOMES.items() if k not in _not_asked(found.definition)},
+            f"Rates per model with 95 % intervals, {name}",
         )
         for name, pack in found.packs.items()
     }
@@ -135,24 +159,28 @@ def dashboard(request: Request, selected: Selected, db: Db) -> Response:
         "results.html",
         results=found,
         versions=versions,
-        both_kinds=len(kinds) == 2,
+        kinds=kinds,
         figures=figures,
-        outcomes=OUTCOME_NAMES,
-        now=now(),
+        notes={name: _notes(pack) for name, pack in found.packs.items()},
+        printed=printed,
+        outcomes=OUTCOMES,
+        findings=FINDINGS,
+        not_asked=_not_asked(found.definition),
     )
 
 
 @researcher.get("/results/{slug}/responses.csv")
-def as_csv(request: Request, selected: Selected, db: Db) -> Response:
+def as_csv(selected: Selected, db: Db) -> Response:
     with db.read() as session:
-        found = _results(session, selected)
-    excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
+        study, data = _selected(session, selected)
 
     def lines() -> Iterator[str]:
+        # One reading session, so that the rows and who is excluded are of the same instant.
         with db.read() as session:
-            yield from responses_csv(session, found.study, found.data, excluded)
+            people = progress.monitor(session, study, definitions.of(study), data)
+            yield from responses_csv(session, study, data, people.excluded_pseudonyms)
 
-    name = f"{found.study.slug}-{found.study.version}-{found.data}.csv"
+    name = f"{study.slug}-{study.version}-{data}.csv"
     return StreamingResponse(
         lines(),
         media_type="text/csv; charset=utf-8",
@@ -177,7 +205,7 @@ def unmask(selected: Selected, db: Db) -> Response:
     )
 
 
-def _results(session: Session, selected: Which) -> Results:
+def _selected(session: Session, selected: Which) -> tuple[Study, Data]:
     if selected.version:
         study = session.scalar(
             select(Study).where(Study.slug == selected.slug, Study.sha256.startswith(selected.version))
@@ -186,12 +214,29 @@ def _results(session: Session, selected: Which) -> Results:
         study = definitions.active(session, selected.slug)
     if study is None:
         raise Refusal(404, f"There is no such study or version here: {selected.slug!r}.")
-    return results.compute(session, study, selected.data or results.default_data(session, study))
+    return study, selected.data or progress.default_data(session, study)
 
 
-def _figure_outcomes(definition: Definition) -> dict[str, str]:
-    asked = "plausibility" in definition.questions
-    return {k: v for k, v in FIGURE_OUTCOMES.items() if asked or k != "mistake_reasonable_direct"}
+def _results(session: Session, selected: Which) -> Results:
+    return results.compute(session, *_selected(session, selected))
+
+
+def _not_asked(definition: Definition) -> frozenset[str]:
+    """The outcomes that this study does not ask about."""
+    needs = {"target_second": "runner_up", "mistake_reasonable_direct": "plausibility"}
+    return frozenset(outcome for outcome, question in needs.items() if question not in definition.questions)
+
+
+def _notes(pack: PackResults) -> list[str]:
+    """What the intervals of a pack cannot account for, each once."""
+    models: dict[str, list[str]] = {}
+    for model, rates in pack.models.items():
+        for reason in dict.fromkeys(r.reason for r in rates.values() if r.n and r.reason):
+            models.setdefault(reason, []).append(model.replace("_", " "))
+    return [
+        reason if len(named) == len(pack.models) else f"{', '.join(named)}: {reason}"
+        for reason, named in models.items()
+    ]
 
 
 router.include_router(researcher)

@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import Judgment, Pack, Participant, Response, Stimulus, Study, Trial
-from app.results import Comparison, Data, Results, outcome_columns
+from app.progress import Data, taking_part
+from app.results import Comparison, Results, outcome_columns
 from app.stats import Rate
 
 CSV_COLUMNS = (
@@ -70,11 +71,7 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
         .outerjoin(Judgment, Judgment.trial_id == Trial.id)
         .outerjoin(Stimulus, Stimulus.id == Trial.stimulus_id)
         .outerjoin(Pack, Pack.id == Stimulus.pack_id)
-        .where(
-            Participant.study_id == study.id,
-            Participant.simulated == (data == "simulated"),
-            Participant.withdrawn_at.is_(None),
-        )
+        .where(*taking_part(study, data))
         .order_by(Participant.number, Trial.position)
         .execution_options(yield_per=BATCH)
     )
@@ -126,6 +123,7 @@ def results_json(results: Results) -> dict[str, Any]:
             "finished": results.finished,
             "excluded": results.excluded,
             "withdrawn": results.withdrawn,
+            "included": results.included,
         },
         "responses": results.responses,
         "packs": {
@@ -154,4 +152,5 @@ def _flag(value: bool | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    # As measured: a rounded time could fall on the other side of an exclusion rule.
+    return "" if value is None else repr(value)

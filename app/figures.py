@@ -3,6 +3,7 @@
 import io
 import re
 
+from app.printed import percent
 from app.stats import Rate
 
 INK = "#010203"  # replaced by the page's text color
@@ -31,6 +32,7 @@ def rates_figure(models: dict[str, dict[str, Rate]], outcomes: dict[str, str], t
             "svg.hashsalt": "rates",
             "font.family": "sans-serif",
             "font.size": 10,
+            "text.parse_math": False,  # a "$" in a name is a "$"
             "text.color": INK,
             "axes.edgecolor": INK,
             "axes.labelcolor": INK,
@@ -56,7 +58,7 @@ def rates_figure(models: dict[str, dict[str, Rate]], outcomes: dict[str, str], t
                 )
                 ax.plot([100 * rate.rate], [y], "o", color=color, markersize=8)
                 ax.annotate(
-                    f"{100 * rate.rate:.1f} %",
+                    f"{percent(rate.rate)} %",
                     (100 * rate.rate, y),
                     xytext=(0, 8),
                     textcoords="offset points",
@@ -82,7 +84,8 @@ def describe(models: dict[str, dict[str, Rate]], outcomes: dict[str, str]) -> st
     parts = []
     for outcome, heading in outcomes.items():
         values = [
-            f"{name.replace('_', ' ')} {100 * r.rate:.1f} % (95 % interval {100 * r.low:.1f} to {100 * r.high:.1f})"
+            f"{name.replace('_', ' ')} {percent(r.rate)} % "
+            f"(95 % interval {percent(r.low)} to {percent(r.high)})"
             for name, r in ((name, rates[outcome]) for name, rates in models.items())
             if r.rate is not None and r.low is not None and r.high is not None
         ]

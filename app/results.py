@@ -1,11 +1,9 @@
 """What a study shows: counts from SQL, statistics from `stats`, one typed result for page, JSON and export."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Set
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations
-from statistics import median
-from typing import Literal
 
 from sqlalchemy import ColumnElement, Integer, case, cast, func, or_, select
 from sqlalchemy.orm import Session
@@ -24,9 +22,10 @@ from app.models import (
     Trial,
     Unmasking,
 )
+from app.progress import Data, Progress, default_data, monitor, taking_part
 from ml.pack import study_order
 
-Data = Literal["real", "simulated"]
+__all__ = ["Data", "Results", "compute", "default_data"]
 
 OUTCOMES = (
     "human_fooled",
@@ -58,27 +57,15 @@ class Comparison:
     p_holm: float | None  # null for the primary comparison, which stands outside the correction
     p_new_images: float | None
     p_naive: float | None
-    reason: str | None
+    p_exact: bool  # False: more participants than the exact test can count, so p and p_mid are upper bounds
+    reason: str | None  # why there is no interval
+    reason_new_images: str | None  # why there is no p_new_images
 
 
 @dataclass(frozen=True)
 class PackResults:
     models: dict[str, dict[str, stats.Rate]]  # model -> outcome -> rate
     comparisons: list[Comparison]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One participant, as the monitor shows them."""
-
-    pseudonym: str
-    state: str
-    answered: int
-    total: int
-    started_at: datetime
-    last_seen_at: datetime
-    minutes: float
-    excluded: str | None  # the rule that excludes them, in words
 
 
 @dataclass(frozen=True)
@@ -106,23 +93,14 @@ class Results:
     comments: list[CommentView]
 
 
-def default_data(session: Session, study: Study) -> Data:
-    """Simulated participants are shown only where there is no real one; the two are never mixed."""
-    kinds = set(
-        session.scalars(select(Participant.simulated).where(Participant.study_id == study.id).distinct())
-    )
-    return "simulated" if kinds == {True} else "real"
-
-
 def compute(session: Session, study: Study, data: Data) -> Results:
     """All that the dashboard, the JSON and the export say about one version of a study."""
     definition = definitions.of(study)
-    progress, excluded_ids, complete_ids = _progress(session, study, definition, data)
-    finished = sum(p.state == "finished" for p in progress)
-    included = finished - sum(p.state == "finished" and p.excluded is not None for p in progress)
+    people = monitor(session, study, definition, data)
+    included = len(people.complete)
     unmasking = session.get(Unmasking, (study.id, data == "simulated"))
     masked = included < definition.target_participants and unmasking is None
-    cells = _cells(session, study, data, excluded_ids)
+    cells = _cells(session, study, data, people.excluded)
     packs: dict[str, PackResults] = {}
     for link in study.packs:
         models = list(study_order(link.pack.models))
@@ -134,29 +112,29 @@ def compute(session: Session, study: Study, data: Data) -> Results:
             },
             comparisons=[]
             if masked
-            else _comparisons(definition, link.pack.name, models, of_pack, complete_ids),
+            else _comparisons(definition, link.pack.name, models, of_pack, people.complete),
         )
     return Results(
         study=study,
         definition=definition,
         data=data,
-        started=len(progress),
-        finished=finished,
-        excluded=sum(p.excluded is not None for p in progress),
-        withdrawn=sum(p.state == "withdrawn" for p in progress),
+        started=len(people.rows),
+        finished=people.count("finished"),
+        excluded=len(people.excluded),
+        withdrawn=people.count("withdrawn"),
         responses=session.scalar(
             select(func.count())
             .select_from(Response)
             .join(Trial, Trial.id == Response.trial_id)
             .join(Participant, Participant.id == Trial.participant_id)
-            .where(*_of(study, data), Trial.kind == "main")
+            .where(*taking_part(study, data), Trial.kind == "main")
         )
         or 0,
         included=included,
         masked=masked,
         unmasking=unmasking,
         packs=packs if masked else _with_holm(packs),
-        progress=progress,
+        progress=people.rows,
         comments=_comments(session, study, data),
     )
 
@@ -179,16 +157,8 @@ def outcome_columns() -> dict[str, ColumnElement[bool]]:
     }
 
 
-def _of(study: Study, data: Data) -> tuple[ColumnElement[bool], ...]:
-    return (
-        Participant.study_id == study.id,
-        Participant.simulated == (data == "simulated"),
-        Participant.withdrawn_at.is_(None),
-    )
-
-
 def _cells(
-    session: Session, study: Study, data: Data, excluded: set[int]
+    session: Session, study: Study, data: Data, excluded: Set[int]
 ) -> dict[int, dict[tuple[str, str], list[stats.Cell]]]:
     """pack id -> (model, outcome) -> answered main trials of each participant on each source image."""
     columns = outcome_columns()
@@ -200,6 +170,7 @@ def _cells(
             Participant.id,
             Stimulus.source_index,
             func.count(),
+            func.count(Response.runner_up),
             func.count(Judgment.trial_id),
             *sums,
         )
@@ -208,17 +179,18 @@ def _cells(
         .join(Response, Response.trial_id == Trial.id)
         .join(Stimulus, Stimulus.id == Trial.stimulus_id)
         .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-        .where(*_of(study, data), Trial.kind == "main")
+        .where(*taking_part(study, data), Trial.kind == "main")
         .group_by(Stimulus.pack_id, Stimulus.model, Participant.id, Stimulus.source_index)
     )
     found: dict[int, dict[tuple[str, str], list[stats.Cell]]] = {}
-    for pack, model, participant, image, labelled, judged, *counts in rows:
+    for pack, model, participant, image, labelled, asked_twice, judged, *counts in rows:
         if participant in excluded:
             continue
         of_pack = found.setdefault(pack, {})
+        # An outcome's n are those who were asked: a study without a question has no rate of it, not a rate of 0.
+        asked = {"target_second": asked_twice, "mistake_reasonable_direct": judged}
         for outcome, count in zip(columns, counts, strict=True):
-            n = judged if outcome == "mistake_reasonable_direct" else labelled
-            if n:
+            if n := asked.get(outcome, labelled):
                 of_pack.setdefault((model, outcome), []).append(stats.Cell(participant, image, count, n))
     return found
 
@@ -228,7 +200,7 @@ def _comparisons(
     pack: str,
     models: list[str],
     cells: dict[tuple[str, str], list[stats.Cell]],
-    complete: set[int],
+    complete: Set[int],
 ) -> list[Comparison]:
     primary = definition.primary
     outcomes = [
@@ -279,7 +251,9 @@ def _compare(
             sum(c.count for c in cells_b),
             sum(c.n for c in cells_b),
         ),
+        p_exact=flip.exact if flip else True,
         reason=interval.reason,
+        reason_new_images=new_images.reason,
     )
 
 
@@ -299,99 +273,17 @@ def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:
     return {
         pack: PackResults(
             models=r.models,
-            comparisons=[
-                Comparison(**{**vars(c), "p_holm": by_place.get((pack, i))})
-                for i, c in enumerate(r.comparisons)
-            ],
+            comparisons=[replace(c, p_holm=by_place.get((pack, i))) for i, c in enumerate(r.comparisons)],
         )
         for pack, r in packs.items()
     }
-
-
-def _progress(
-    session: Session, study: Study, definition: Definition, data: Data
-) -> tuple[list[Progress], set[int], set[int]]:
-    """The monitor's rows, the ids of excluded participants, the ids of complete and included ones."""
-    labels: dict[int, list[tuple[str, float | None]]] = {}
-    for participant, label, rt in session.execute(
-        select(Trial.participant_id, Response.label, Response.rt_ms)
-        .join(Response, Response.trial_id == Trial.id)
-        .join(Participant, Participant.id == Trial.participant_id)
-        .where(*_of(study, data), Trial.kind == "main")
-    ):
-        labels.setdefault(participant, []).append((label, rt))
-    counts = {
-        participant: (total, labelled, to_judge, judged)
-        for participant, total, labelled, to_judge, judged in session.execute(
-            select(
-                Trial.participant_id,
-                func.count(),
-                func.count(Response.trial_id),
-                func.count(Trial.judging_order),
-                func.count(Judgment.trial_id),
-            )
-            .outerjoin(Response, Response.trial_id == Trial.id)
-            .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-            .join(Participant, Participant.id == Trial.participant_id)
-            .where(*_of(study, data))
-            .group_by(Trial.participant_id)
-        )
-    }
-    rows = session.scalars(
-        select(Participant)
-        .where(Participant.study_id == study.id, Participant.simulated == (data == "simulated"))
-        .order_by(Participant.number)
-    )
-    progress: list[Progress] = []
-    excluded_ids: set[int] = set()
-    complete_ids: set[int] = set()
-    for row in rows:
-        total, labelled, to_judge, judged = counts.get(row.id, (0, 0, 0, 0))
-        excluded = None
-        if row.withdrawn_at:
-            state = "withdrawn"
-        elif row.finished_at:
-            state = "finished"
-            excluded = excluded_because(definition, labels.get(row.id, []))
-            (complete_ids if excluded is None else excluded_ids).add(row.id)
-        elif labelled < total:
-            state = "labelling"
-        else:
-            state = "judging" if judged < to_judge else "commenting"
-        progress.append(
-            Progress(
-                pseudonym=row.pseudonym,
-                state=state,
-                answered=labelled + judged,
-                total=total + to_judge,
-                started_at=row.consented_at,
-                last_seen_at=row.last_seen_at,
-                minutes=(row.last_seen_at - row.consented_at).total_seconds() / 60,
-                excluded=excluded,
-            )
-        )
-    return progress, excluded_ids, complete_ids
-
-
-def excluded_because(definition: Definition, answers: list[tuple[str, float | None]]) -> str | None:
-    """The exclusion rule of the study file that a finished participant's (label, rt_ms) answers meet, or None."""
-    rules = definition.exclusions
-    times = [rt for _, rt in answers if rt is not None]
-    if rules.min_median_label_rt_ms is not None and times and median(times) < rules.min_median_label_rt_ms:
-        return f"median response time under {rules.min_median_label_rt_ms:g} ms"
-    if rules.max_same_label_share is not None and answers:
-        labels = [label for label, _ in answers]
-        share = max(labels.count(label) for label in set(labels)) / len(labels)
-        if share > rules.max_same_label_share:
-            return f"one label in more than {rules.max_same_label_share:.0%} of answers"
-    return None
 
 
 def _comments(session: Session, study: Study, data: Data) -> list[CommentView]:
     rows = session.execute(
         select(Participant.pseudonym, Participant.grid_order, Comment.text)
         .join(Comment, Comment.participant_id == Participant.id)
-        .where(*_of(study, data), Comment.text != "")
+        .where(*taking_part(study, data), Comment.text != "")
         .order_by(Comment.written_at)
     )
     return [

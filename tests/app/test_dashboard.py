@@ -1,0 +1,334 @@
+"""The researcher's page: masking, versions, simulated data, empty studies, and every sentence it can say."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app import dashboard, printed, results
+from app import definition as definitions
+from app.cli import prepare
+from app.db import Database
+from app.results import Comparison, Results
+from app.settings import Settings
+from ml.pack import Pack, Stimulus
+from tests.app.conftest import SECRET, STUDY, Player
+from tests.app.oracle import MODELS, OUTCOMES, by_labels, play, read_csv, strict
+from tests.app.reading import Page, assert_no_nonsense, assert_page_says
+from tests.packs import make_pack
+
+PLAIN = by_labels(
+    {"undefended": (1, 0, 0, 1), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)}
+)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Four labels, so that a participant is played in a moment."""
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("0123"), targets=2)
+
+
+def installation(folder: Path, small: Pack) -> Settings:
+    (folder / "studies").mkdir()
+    (folder / "studies" / "test.toml").write_text(STUDY.replace("seed = 7", "seed = 7\ntrials = 12"))
+    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(installation(folder, small))
+    return folder / "study.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, small: Pack) -> Settings:
+    return installation(tmp_path, small)
+
+
+# Masking
+
+
+def test_comparisons_are_masked_until_the_target_and_unmasking_is_on_record(
+    researcher: TestClient, small: Pack
+) -> None:
+    def look() -> tuple[dict[str, Any], Page]:
+        found = strict(researcher.get("/results/test.json").text)
+        page = Page(researcher.get("/results/test").text)
+        assert_page_says(page, found)
+        assert_no_nonsense(page)
+        return found, page
+
+    def masked(included: int) -> None:
+        found, page = look()
+        assert (found["masked"], found["unmasked"]) == (True, None)
+        assert page.findings == []
+        assert f"Masked until 3 complete, included participants ({included} so far)" in page.text
+        assert "sign-flip" not in page.text
+
+    masked(0)
+    play(researcher, "test", [small], PLAIN)
+    play(researcher, "test", [small], lambda s: {"label": "3", "runner_up": "none", "plausible": True})
+    play(researcher, "test", [small], PLAIN, finish=False)
+    masked(1)  # one label for all and one who has not finished do not count
+    everyone = strict(researcher.get("/results/test.json").text)
+    n = everyone["packs"]["test-pack"]["models"]["undefended"]["human_fooled"]["n"]
+    assert n == 8, "but who has not finished counts in the rates"
+
+    reply = researcher.post("/results/test/unmask?data=real", follow_redirects=False)
+    assert (reply.status_code, reply.headers["location"].split("?")[0]) == (303, "/results/test")
+    found, page = look()
+    assert found["masked"] is False
+    at = found["unmasked"]["at"]
+    assert found["unmasked"] == {"at": at, "n": 1}
+    stamp = f"{at[:10]} at {at[11:16]} UTC"
+    assert f"Unmasked early, on {stamp}, with 1 of the target of 3 participants" in page.text
+    assert {c["participants"] for c in found["packs"]["test-pack"]["comparisons"]} == {1}
+    assert page.findings == [
+        "Averaged over 1 participant, mistakes of undefended counted as reasonable 50.0 percentage points "
+        "less often than those of gradient regularized (exact two-sided sign-flip test, p = 1.0000). This "
+        "speaks about new participants and these images. There is no interval: one participant does not "
+        "show how much participants differ. With 1 participant this test cannot give a p below 1.0000. "
+        "Unmasked early, at 1 of 3 participants."
+    ]
+    simulated = strict(researcher.get("/results/test.json?data=simulated").text)
+    assert simulated["masked"] is True, "looking at real data unmasks no simulated ones, nor the reverse"
+
+    for _ in range(2):
+        play(researcher, "test", [small], PLAIN)
+    assert researcher.post("/results/test/unmask?data=real").status_code == 200
+    found, page = look()
+    assert found["unmasked"] == {"at": at, "n": 1}, "the record stays what it was"
+    assert "Unmasked early" in page.text
+
+
+def test_at_the_target_nothing_is_masked_nor_unmasked(researcher: TestClient, small: Pack) -> None:
+    tokens = [play(researcher, "test", [small], PLAIN) for _ in range(3)]
+    found = strict(researcher.get("/results/test.json").text)
+    assert (found["masked"], found["unmasked"]) == (False, None)
+    researcher.post("/results/test/unmask")
+    found = strict(researcher.get("/results/test.json").text)
+    assert found["unmasked"] is None, "there was nothing to unmask"
+    page = Page(researcher.get("/results/test").text)
+    assert "Unmasked" not in page.text
+    assert "The target was" not in page.text
+    play(researcher, "test", [small], PLAIN)
+    page = Page(researcher.get("/results/test").text)
+    assert "The target was 3 participants; these comparisons are over 4." in page.text
+    for token in tokens[:2]:
+        researcher.post(f"/api/sessions/{token}/withdraw")
+    assert strict(researcher.get("/results/test.json").text)["masked"] is True
+
+
+# Edges
+
+
+def test_nobody_yet(researcher: TestClient) -> None:
+    found = strict(researcher.get("/results/test.json").text)
+    assert found["participants"] == dict.fromkeys(
+        ("started", "finished", "excluded", "withdrawn", "included"), 0
+    )
+    assert found["responses"] == 0
+    empty = {"count": 0, "n": 0, "rate": None, "low": None, "high": None}
+    assert all(found["packs"]["test-pack"]["models"][m][o] == empty for m in MODELS for o in OUTCOMES)
+    researcher.post("/results/test/unmask")
+    found = strict(researcher.get("/results/test.json").text)
+    assert {c["p"] for c in found["packs"]["test-pack"]["comparisons"]} == {None}
+    page = Page(researcher.get("/results/test").text)
+    assert_page_says(page, found)
+    assert_no_nonsense(page)
+    assert page.findings == [
+        "No complete, included participant has answered about both models of the primary comparison yet."
+    ]
+    assert page.figures[0][0].count("no answers yet") == 3
+
+
+def test_one_participant_alone(researcher: TestClient, start: Callable[..., Player]) -> None:
+    start().answer()
+    found = strict(researcher.get("/results/test.json").text)
+    page = Page(researcher.get("/results/test").text)
+    assert_page_says(page, found)
+    assert_no_nonsense(page)
+    note = "The interval leaves out differences between participants: there is only one."
+    assert page.text.count(note) == 1, "a limit that all intervals share is said once"
+
+
+@pytest.mark.parametrize("target", [True, False])
+def test_all_answers_the_same(researcher: TestClient, small: Pack, target: bool) -> None:
+    def choose(stimulus: Stimulus | None) -> dict[str, Any]:
+        if stimulus is None:
+            return {"label": "none"}
+        label = stimulus.target_label if target else stimulus.source_label
+        return {"label": label, "plausible": target, "rt_ms": 500}
+
+    for _ in range(3):
+        play(researcher, "test", [small], choose)
+    found = strict(researcher.get("/results/test.json").text)
+    comparisons = found["packs"]["test-pack"]["comparisons"]
+    assert len(comparisons) == 9
+    for c in comparisons:
+        assert (c["difference"], c["low"], c["p"], c["p_naive"], c["p_new_images"]) == (0, None, 1, 1, None)
+        assert c["reason"]
+        assert c["reason_new_images"]
+    page = Page(researcher.get("/results/test").text)
+    assert_page_says(page, found)
+    assert_no_nonsense(page)
+    assert page.findings == [
+        "Averaged over 3 participants, mistakes of undefended counted as reasonable exactly as often as "
+        "those of gradient regularized (exact two-sided sign-flip test, p = 1.0000). This speaks about new "
+        "participants and these images. There is no interval: all participants have the same difference, so "
+        "its spread is unknown. With 3 participants this test cannot give a p below 0.2500."
+    ]
+
+
+# Wording, for results that would take thousands of participants to play
+
+
+@pytest.fixture
+def computed(settings: Settings, researcher: TestClient) -> Results:
+    """The unmasked results of nobody, to be changed."""
+    assert researcher.post("/results/test/unmask").status_code == 200
+    db = Database(settings.database_url)
+    with db.read() as session:
+        study = definitions.active(session, "test")
+        assert study is not None
+        found = results.compute(session, study, "real")
+    db.close()
+    return found
+
+
+def finding(researcher: TestClient, computed: Results, **change: Any) -> str:
+    """The page's main sentence, had the primary comparison come out so."""
+    comparisons: list[Comparison] = [
+        replace(c, **change) if c.primary else c for c in computed.packs["test-pack"].comparisons
+    ]
+    packs = {"test-pack": replace(computed.packs["test-pack"], comparisons=comparisons)}
+    app: Any = researcher.app
+    html = app.state.templates.env.get_template("results.html").render(
+        results=replace(computed, packs=packs),
+        versions=[computed.study],
+        kinds={"real"},
+        figures={"test-pack": ""},
+        notes={"test-pack": []},
+        printed=printed,
+        outcomes=dashboard.OUTCOMES,
+        findings=dashboard.FINDINGS,
+        not_asked=frozenset(),
+    )
+    page = Page(html)
+    assert_no_nonsense(page)
+    (sentence,) = page.findings
+    return sentence
+
+
+WIDE: dict[str, Any] = {"participants": 500, "low": -0.02, "high": 0.03, "p": 0.6}
+
+
+def test_a_difference_too_small_to_print_is_not_called_zero(
+    researcher: TestClient, computed: Results
+) -> None:
+    said = finding(researcher, computed, **WIDE | {"difference": 0.0004})
+    assert "counted as reasonable less than 0.1 percentage points more often than those of" in said
+    said = finding(researcher, computed, **WIDE | {"difference": -0.0006})
+    assert "0.1 percentage points less often than those of" in said
+    assert "cannot give" not in said
+
+
+def test_a_small_p_is_an_inequality(researcher: TestClient, computed: Results) -> None:
+    far = WIDE | {"difference": 0.2, "low": 0.1, "high": 0.3}
+    assert "sign-flip test, p < 0.0001)" in finding(researcher, computed, **far | {"p": 3e-9})
+    assert "sign-flip test, p = 0.0001)" in finding(researcher, computed, **far | {"p": 1e-4})
+
+
+def test_interval_and_test_that_disagree_are_said_to(researcher: TestClient, computed: Results) -> None:
+    warning = "The interval and the test disagree about a difference of zero here"
+    clear = {"difference": 0.2, "low": 0.1, "high": 0.3}
+    open_ = {"difference": 0.1, "low": -0.1, "high": 0.3}
+    for sides, p, disagree in ((clear, 0.06, True), (clear, 0.05, False), (open_, 0.04, True)):
+        assert (warning in finding(researcher, computed, **WIDE | sides | {"p": p})) == disagree
+    assert warning not in finding(researcher, computed, **WIDE | open_)
+
+
+def test_a_coarsened_test_is_not_called_exact(researcher: TestClient, computed: Results) -> None:
+    assert "exact" not in finding(researcher, computed, **WIDE | {"difference": 0.1, "p_exact": False})
+
+
+@pytest.mark.parametrize(
+    ("outcome", "words"),
+    [
+        ("human_fooled", "images made for undefended fooled participants 10.0 percentage points more often "
+         "than those made for gradient regularized"),
+        ("mistake_reasonable_direct", "mistakes of undefended were judged reasonable 10.0 percentage points "
+         "more often than those of gradient regularized"),
+    ],
+)  # fmt: skip
+def test_the_sentence_fits_the_outcome(
+    researcher: TestClient, computed: Results, outcome: str, words: str
+) -> None:
+    assert words in finding(researcher, computed, **WIDE | {"difference": 0.1, "outcome": outcome})
+
+
+def test_numbers_are_rounded_as_people_round() -> None:
+    for n in range(1, 401):
+        for count in range(n + 1):
+            tenths = (2000 * count + n) // (2 * n)  # in whole numbers: the nearest, a half goes up
+            text = f"{tenths // 10}.{tenths % 10}"
+            assert printed.percent(count / n) == text, (count, n)
+            assert printed.points(-count / n) == (f"−{text}" if tenths else "0.0")
+    assert printed.percent(23 / 80) == "28.8"
+    assert printed.points(1 / 16) == "+6.3"
+    assert [printed.p_value(p) for p in (1.0, 2 / 64, 1e-4, 9.99e-5, 2.2e-308)] == [
+        "1.0000",
+        "0.0313",
+        "0.0001",
+        "< 0.0001",
+        "< 0.0001",
+    ]
+
+
+def test_simulated_participants_are_shown_only_where_there_is_no_real_one(
+    researcher: TestClient, start: Callable[..., Player]
+) -> None:
+    assert strict(researcher.get("/results/test.json").text)["data"] == "real"
+    start(simulated="yes").answer(most=5)
+    found = strict(researcher.get("/results/test.json").text)
+    assert (found["data"], found["participants"]["started"], found["responses"]) == ("simulated", 1, 3)
+    page = Page(researcher.get("/results/test").text)
+    assert "When the first real participant begins" in page.text
+    start().answer(most=4)
+    found = strict(researcher.get("/results/test.json").text)
+    assert (found["data"], found["participants"]["started"], found["responses"]) == ("real", 1, 2)
+    assert "Show the simulated participants" in Page(researcher.get("/results/test").text).text
+    page = Page(researcher.get("/results/test?data=simulated").text)
+    assert "Show the real ones" in page.text
+    assert page.tiles[4] == "3 images labeled, practice apart"
+
+
+def test_a_new_version_has_its_own_data_and_the_old_one_stays_in_reach(
+    settings: Settings, researcher: TestClient, start: Callable[..., Player]
+) -> None:
+    start().answer()
+    old = strict(researcher.get("/results/test.json").text)
+    file = Path(settings.studies) / "test.toml"
+    file.write_text(file.read_text().replace("target_participants = 3", "target_participants = 2"))
+    prepare(settings)
+    new = strict(researcher.get("/results/test.json").text)
+    assert new["version"] != old["version"]
+    assert (new["responses"], new["target_participants"], old["target_participants"]) == (0, 2, 3)
+    start().answer(most=7)
+    assert strict(researcher.get("/results/test.json").text)["responses"] == 5
+    assert strict(researcher.get(f"/results/test.json?version={old['version']}").text) == old
+    rows = read_csv(researcher.get(f"/results/test/responses.csv?version={old['version']}").text)
+    assert set(rows["version"]) == {old["version"]}
+    assert len(rows) == 14
+    page = Page(researcher.get(f"/results/test?version={old['version']}").text)
+    assert_page_says(page, old)
+    assert f"an earlier version: new participants take part in {new['version']}" in page.text
+    assert "an earlier version" not in Page(researcher.get("/results/test").text).text
+    reply = researcher.post(f"/results/test/unmask?version={old['version']}")
+    assert strict(researcher.get(f"/results/test.json?version={old['version']}").text)["masked"] is False
+    assert reply.url.params["version"] == old["version"]
+    assert strict(researcher.get("/results/test.json").text)["masked"] is True, "each version has its own"
