@@ -305,6 +305,12 @@ def test_simulated_participants_are_shown_only_where_there_is_no_real_one(
     page = Page(researcher.get("/results/test?data=simulated").text)
     assert "Show the real ones" in page.text
     assert page.tiles[4] == "3 images labeled, practice apart"
+    researcher.post("/results/test/unmask?data=simulated")
+    masked = [
+        strict(researcher.get(f"/results/test.json?data={data}").text)["masked"]
+        for data in ("simulated", "real")
+    ]
+    assert masked == [False, True], "a rehearsal unmasks nothing real"
 
 
 def test_a_new_version_has_its_own_data_and_the_old_one_stays_in_reach(
