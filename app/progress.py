@@ -45,8 +45,14 @@ class Monitor:
 
 
 def default_data(session: Session, study: Study) -> Data:
-    """Simulated participants are shown only where there is no real one; the two are never mixed."""
-    return "simulated" if kinds(session, study) == {"simulated"} else "real"
+    """The kind that the latest participant is of: what is going on now. The two kinds are never mixed."""
+    latest = session.scalar(
+        select(Participant.simulated)
+        .where(Participant.study_id == study.id)
+        .order_by(Participant.number.desc())
+        .limit(1)
+    )
+    return "simulated" if latest else "real"
 
 
 def kinds(session: Session, study: Study) -> set[Data]:

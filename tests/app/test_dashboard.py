@@ -289,7 +289,7 @@ def test_numbers_are_rounded_as_people_round() -> None:
     ]
 
 
-def test_simulated_participants_are_shown_only_where_there_is_no_real_one(
+def test_what_goes_on_now_is_shown_simulated_or_real_never_both(
     researcher: TestClient, start: Callable[..., Player]
 ) -> None:
     assert strict(researcher.get("/results/test.json").text)["data"] == "real"
@@ -297,13 +297,15 @@ def test_simulated_participants_are_shown_only_where_there_is_no_real_one(
     found = strict(researcher.get("/results/test.json").text)
     assert (found["data"], found["participants"]["started"], found["responses"]) == ("simulated", 1, 3)
     page = Page(researcher.get("/results/test").text)
-    assert "When the first real participant begins" in page.text
+    assert "When a real participant begins" in page.text
     start().answer(most=4)
     found = strict(researcher.get("/results/test.json").text)
     assert (found["data"], found["participants"]["started"], found["responses"]) == ("real", 1, 2)
     assert "Show the simulated participants" in Page(researcher.get("/results/test").text).text
     page = Page(researcher.get("/results/test?data=simulated").text)
     assert "Show the real ones" in page.text
+    start(simulated="yes")
+    assert strict(researcher.get("/results/test.json").text)["data"] == "simulated"
     assert page.tiles[4] == "3 images labeled, practice apart"
     researcher.post("/results/test/unmask?data=simulated")
     masked = [
