@@ -88,9 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = train.pick_device(args.device)
         dataset = load(args.dataset, args.data_dir)
         generate(dataset, args.attack, out, args.seed, args.epochs, device, args.checkpoints)
-    except (DatasetError, train.TrainingError, pack.PackError, GenerateError) as error:
+    except (DatasetError, train.TrainingError, pack.PackError, GenerateError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; models that are trained are kept, and the next run goes on from them",
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 

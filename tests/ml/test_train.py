@@ -234,7 +234,7 @@ def test_compiled_and_eager_steps_agree() -> None:
 def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path) -> None:
     """In a process of its own, where no C++ compiler can be found and no compiled code is cached."""
     code = (
-        "import torch; from ml import defenses, train\n"
+        "import torch; from ml import defenses, train; from ml.models import Network\n"
         "network = Network((1, 12, 12)); targets = torch.full((8, 10), 0.1)\n"
         "step = train.Step(defenses.plain, {}, compiled=True)\n"
         "for _ in range(2):\n"
