@@ -168,6 +168,8 @@ def _check_packs(session: Session, definition: Definition, packs: list[Pack], pa
             )
         if NONE_PLAUSIBLE in pack.labels:
             raise DefinitionError(f"{path}: pack {pack.name!r} has a label named {NONE_PLAUSIBLE!r}")
+        if len(pack.labels) < 3:
+            raise DefinitionError(f"{path}: pack {pack.name!r} has 2 labels; the placebo needs a third")
         for model in (definition.primary.a, definition.primary.b):
             if model not in pack.models:
                 raise DefinitionError(f"{path}: primary names the model {model!r}, which {pack.name!r} lacks")

@@ -297,7 +297,7 @@ def test_what_goes_on_now_is_shown_simulated_or_real_never_both(
     found = strict(researcher.get("/results/test.json").text)
     assert (found["data"], found["participants"]["started"], found["responses"]) == ("simulated", 1, 3)
     page = Page(researcher.get("/results/test").text)
-    assert "When a real participant begins" in page.text
+    assert "not from people" in page.text
     start().answer(most=4)
     found = strict(researcher.get("/results/test.json").text)
     assert (found["data"], found["participants"]["started"], found["responses"]) == ("real", 1, 2)

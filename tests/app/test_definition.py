@@ -143,6 +143,16 @@ def test_a_pack_without_clean_images_needs_a_study_without_practice(
         definitions.freeze(session, path, NOON)
 
 
+def test_two_labels_leave_no_placebo(tmp_path: Path, database: Database) -> None:
+    pair = make_pack(tmp_path / "packs" / "pair", name="pair", labels=("0", "1"), targets=1)
+    path = tmp_path / "test.toml"
+    path.write_text(STUDY.replace("test-pack", "pair").replace("seed = 7", "seed = 7\ntrials = 6"))
+    with database.write() as session:
+        import_pack(session, pair, NOON)
+        with pytest.raises(DefinitionError, match="placebo"):
+            definitions.freeze(session, path, NOON)
+
+
 def test_importing_again_changes_nothing(database: Database, pack: pack_format.Pack) -> None:
     def counts() -> list[int | None]:
         with database.read() as session:
