@@ -71,6 +71,7 @@ function decoded(url) {
 
 async function markShown() {
   shownAt = null;
+  delete stage.dataset.shown;
   hiddenTimes = 0;
   const of = position;
   try {
@@ -80,7 +81,9 @@ async function markShown() {
     return;
   }
   requestAnimationFrame(() => requestAnimationFrame(() => {
-    if (of === position) shownAt = performance.now();
+    if (of !== position) return;
+    shownAt = performance.now();
+    stage.dataset.shown = position; // for tests: from here on a response time is measured
   }));
 }
 
@@ -237,6 +240,7 @@ form.addEventListener("submit", (event) => {
 });
 form.addEventListener("change", updateChoices);
 document.addEventListener("keydown", onKey);
+document.getElementById("keys").hidden = false; // the keys work from here on
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) hiddenTimes += 1;
 });

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,7 +181,13 @@ def free_port() -> int:
 
 @pytest.fixture
 def server(settings: Settings) -> Iterator[Server]:
-    """`python -m app serve`, listening, until the test ends."""
+    with serving(settings) as server:
+        yield server
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[Server]:
+    """`python -m app serve`, listening, until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", "app", "serve", "--port", str(free_port())],
         cwd=ROOT,
