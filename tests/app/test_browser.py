@@ -621,10 +621,15 @@ def test_enter_held_down_answers_once(visit: Visit, db: Database) -> None:
     for key in ("3", "5"):
         page.keyboard.press(key)
     page.keyboard.down("Enter")
+    expect(progress(page)).to_have_text(name_of(2))
     for _ in range(5):
         page.keyboard.down("Enter")  # the browser's own repetition of a key that stays down
+    expect(page.get_by_role("alert")).to_be_hidden()
     page.keyboard.up("Enter")
     expect(progress(page)).to_have_text(name_of(2))
+    page.keyboard.down("Enter")
+    page.keyboard.up("Enter")
+    expect(page.get_by_role("alert")).to_be_visible()  # a new press is a new attempt, and nothing is chosen
     assert len(rows(db, token_of(page))) == 1
 
 
@@ -725,8 +730,11 @@ def test_a_late_image_is_waited_for(visit: Visit, db: Database) -> None:
     expect(progress(page)).to_have_text(name_of(1))
     wait_until(page, lambda: bool(held))
     choose(page, *label_of(1))
-    go(page).click()
-    wait_until(page, lambda: len(rows(db, token_of(page))) == 1)
+    with page.expect_response("**/trials/1/label"):
+        go(page).click()
+    page.evaluate("new Promise((done) => setTimeout(done))")  # the page has taken the reply in
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert len(rows(db, token_of(page))) == 1
     assert progress(page).inner_text() == name_of(1)
     assert image(page).get_attribute("src") == shown
     expect(go(page)).to_be_disabled()
