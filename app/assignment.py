@@ -1,6 +1,6 @@
 """Which images a participant sees: balanced, at random, and recomputable.
 
-A pure function of the study's seed, the participant's number and how often each stimulus has been shown.
+A pure function of the study's seed, the participant's number and how often each stimulus had been shown by then.
 """
 
 import random

@@ -117,9 +117,9 @@ def _model_rate(text: str) -> tuple[str, float]:
     return model, float(rate)
 
 
-def prepare(config: Settings) -> list[str]:
+def prepare(config: Settings, now: datetime | None = None) -> list[str]:
     """Bring the database up to date: schema, every pack of stimuli/, every study of studies/. Returns the slugs."""
-    now = datetime.now(UTC)
+    now = now or datetime.now(UTC)
     database = Database(config.database_url)
     try:
         database.migrate()

@@ -223,8 +223,7 @@ def _results(session: Session, selected: Which) -> Results:
 
 def _not_asked(definition: Definition) -> frozenset[str]:
     """The outcomes that this study does not ask about."""
-    needs = {"target_second": "runner_up", "mistake_reasonable_direct": "plausibility"}
-    return frozenset(outcome for outcome, question in needs.items() if question not in definition.questions)
+    return frozenset(outcome for outcome in OUTCOMES if not definition.asks(outcome))
 
 
 def _notes(pack: PackResults) -> list[str]:

@@ -42,12 +42,31 @@ class Database:
         """Bring the schema up to date."""
         config = Config()
         config.set_main_option("script_location", str(ROOT / "migrations"))
-        with self._writing.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        sqlite = self.engine.dialect.name == "sqlite"
+        with self._writing.connect() as connection:
+            if sqlite:
+                # SQLite alters a table by copying it and dropping the old one, which rows that refer to it forbid;
+                # the setting only changes outside a transaction, so it is checked by hand before the commit.
+                _pragma(connection, "foreign_keys = OFF")
+            try:
+                with connection.begin():
+                    config.attributes["connection"] = connection
+                    command.upgrade(config, "head")
+                    if sqlite and (broken := _pragma(connection, "foreign_key_check")):
+                        raise RuntimeError(f"the migration left rows that refer to nothing: {broken[:3]}")
+            finally:
+                if sqlite:
+                    _pragma(connection, "foreign_keys = ON")
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _pragma(connection: Connection, pragma: str) -> list[Any]:
+    """Run a PRAGMA on SQLite's own connection, without the transaction that SQLAlchemy would begin."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    return raw.execute(f"PRAGMA {pragma}").fetchall()
 
 
 def _engine(url: str) -> Engine:

@@ -17,6 +17,15 @@ from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyP
 Question = Literal["label", "runner_up", "plausibility"]
 Outcome = Literal["human_fooled", "mistake_reasonable", "mistake_reasonable_direct"]
 
+NEEDS: dict[str, Question] = {"target_second": "runner_up", "mistake_reasonable_direct": "plausibility"}
+"""The outcomes that exist only where a question beyond the first label is asked."""
+
+# Part of every version: raise it when the wording of a question in templates/ changes, as the answers before and
+# after are then answers to different questions.
+QUESTIONNAIRE = 1
+
+MAX_LABEL = 50  # characters; as long as the columns
+
 
 class DefinitionError(ValueError):
     """A study file that cannot be used; the message is one line naming the file and what is wrong."""
@@ -88,9 +97,13 @@ class Definition(_Strict):
             raise ValueError(f"primary.pack {self.primary.pack!r} is not one of the study's packs")
         if self.primary.a == self.primary.b:
             raise ValueError("primary.a and primary.b must be two models")
-        if self.primary.outcome == "mistake_reasonable_direct" and "plausibility" not in self.questions:
-            raise ValueError("the primary outcome needs the question 'plausibility'")
+        if not self.asks(self.primary.outcome):
+            raise ValueError(f"the primary outcome needs the question {NEEDS[self.primary.outcome]!r}")
         return self
+
+    def asks(self, outcome: str) -> bool:
+        """Whether the study's questions give this outcome."""
+        return outcome not in NEEDS or NEEDS[outcome] in self.questions
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -126,7 +139,11 @@ def freeze(session: Session, path: Path, now: datetime) -> Study:
     definition = Definition.model_validate(content)
     packs = [_latest_pack(session, name, path) for name in definition.packs]
     _check_packs(session, definition, packs, path)
-    frozen = {"file": content, "packs": {pack.name: pack.sha256 for pack in packs}}
+    frozen = {
+        "file": content,
+        "packs": {pack.name: pack.sha256 for pack in packs},
+        "questionnaire": QUESTIONNAIRE,
+    }
     sha256 = hashlib.sha256(
         json.dumps(frozen, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
@@ -170,6 +187,10 @@ def _check_packs(session: Session, definition: Definition, packs: list[Pack], pa
             raise DefinitionError(f"{path}: pack {pack.name!r} has a label named {NONE_PLAUSIBLE!r}")
         if len(pack.labels) < 3:
             raise DefinitionError(f"{path}: pack {pack.name!r} has 2 labels; the placebo needs a third")
+        if any(len(label) > MAX_LABEL for label in pack.labels):
+            raise DefinitionError(
+                f"{path}: pack {pack.name!r} has a label of more than {MAX_LABEL} characters"
+            )
         for model in (definition.primary.a, definition.primary.b):
             if model not in pack.models:
                 raise DefinitionError(f"{path}: primary names the model {model!r}, which {pack.name!r} lacks")

@@ -57,7 +57,9 @@ class _Static(StaticFiles):
 
 def _failed(request: Request, error: Exception) -> Response:
     """A fault of ours: logged by the server, and said without its insides."""
-    return _error(request, 500, "Something went wrong here and nothing was stored; please try again.", {})
+    return _error(
+        request, 500, "Something went wrong on the server; please try again.", {}
+    )
 
 
 def _refused(request: Request, error: Exception) -> Response:
@@ -79,7 +81,7 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     details = {
-        400: "The form could not be read.",
+        400: "The request could not be read.",
         404: "There is nothing at this address.",
         405: "This address does not take that method.",
     }

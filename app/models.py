@@ -232,7 +232,9 @@ class Response(Base):
     __tablename__ = "responses"
     __table_args__ = (
         CheckConstraint(
-            "runner_up is null or runner_up <> label or label = 'none'", name="runner_up_differs"
+            "runner_up is null or (label = 'none' and runner_up = 'none')"
+            " or (label <> 'none' and runner_up <> label)",
+            name="runner_up_differs",
         ),
         CheckConstraint("rt_ms is null or rt_ms >= 0", name="rt_not_negative"),
     )

@@ -126,7 +126,14 @@ def view(session: Session, token: str, lock: bool = False) -> SessionView:
         .join(StudyPack, StudyPack.pack_id == Pack.id)
         .where(StudyPack.study_id == study.id)
     )
-    return SessionView(participant, study, definition, labels or [], trials, _state(participant, trials))
+    state = state_of(
+        participant,
+        to_label=len(trials),
+        labelled=sum(t.labelled for t in trials),
+        to_judge=sum(t.judging_order is not None for t in trials),
+        judged=sum(t.judged for t in trials),
+    )
+    return SessionView(participant, study, definition, labels or [], trials, state)
 
 
 def _trial_view(row: Row[*tuple[Any, ...]], labelling_over: bool) -> TrialView:
@@ -143,16 +150,15 @@ def _trial_view(row: Row[*tuple[Any, ...]], labelling_over: bool) -> TrialView:
     )
 
 
-def _state(participant: Participant, trials: list[TrialView]) -> State:
+def state_of(participant: Participant, to_label: int, labelled: int, to_judge: int, judged: int) -> State:
+    """Where a participant is, from the counts of their trials; for their own pages and the researcher's monitor."""
     if participant.withdrawn_at:
         return "withdrawn"
     if participant.finished_at:
         return "finished"
-    if not all(t.labelled for t in trials):
+    if labelled < to_label:
         return "labelling"
-    if not all(t.judged for t in trials if t.judging_order is not None):
-        return "judging"
-    return "commenting"
+    return "judging" if judged < to_judge else "commenting"
 
 
 # Storing

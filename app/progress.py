@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.definition import Definition
 from app.models import Judgment, Participant, Response, Study, Trial
+from app.participation import State, state_of
 
 Data = Literal["real", "simulated"]
 
@@ -19,7 +20,7 @@ class Progress:
     """One participant, as the monitor shows them."""
 
     pseudonym: str
-    state: str
+    state: State
     answered: int  # labels and judgments, practice too
     total: int
     started_at: datetime
@@ -108,16 +109,10 @@ def monitor(session: Session, study: Study, definition: Definition, data: Data) 
     for person in people:
         total, labelled, to_judge, judged = counts.get(person.id, (0, 0, 0, 0))
         excluded = None
-        if person.withdrawn_at:
-            state = "withdrawn"
-        elif person.finished_at:
-            state = "finished"
+        state = state_of(person, total, labelled, to_judge, judged)
+        if state == "finished":
             excluded = excluded_because(definition, answers.get(person.id, []))
             (complete_ids if excluded is None else excluded_ids).add(person.id)
-        elif labelled < total:
-            state = "labelling"
-        else:
-            state = "judging" if judged < to_judge else "commenting"
         rows.append(
             Progress(
                 pseudonym=person.pseudonym,

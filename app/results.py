@@ -203,9 +203,7 @@ def _comparisons(
     complete: Set[int],
 ) -> list[Comparison]:
     primary = definition.primary
-    outcomes = [
-        o for o in COMPARED if o != "mistake_reasonable_direct" or "plausibility" in definition.questions
-    ]
+    outcomes = [outcome for outcome in COMPARED if definition.asks(outcome)]
     pairs = list(combinations(models, 2))
     if pack == primary.pack and (primary.b, primary.a) in pairs:  # the study file says which is a
         pairs[pairs.index((primary.b, primary.a))] = (primary.a, primary.b)

@@ -1,4 +1,5 @@
-"""The participant's JSON API: validated here, once, and committed inside the handler."""
+"""The participant's JSON API: shapes are checked here; `participation` checks the meaning and commits, in one
+transaction, before the reply goes out."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal

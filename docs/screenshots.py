@@ -27,7 +27,9 @@ def main() -> None:
             assert server.stdout is not None
             said = ""
             while "Dashboard:" not in said:
-                said += server.stdout.readline()
+                line = server.stdout.readline()
+                assert line, f"the server ended after saying: {said}"
+                said += line
             study, dashboard = re.findall(r"^(?:Study|Dashboard): (\S+)$", said, re.M)
             try:
                 with sync_playwright() as playwright:

@@ -208,7 +208,8 @@ def upgrade() -> None:
         sa.Column("display", sa.JSON(), nullable=False),
         sa.Column("answered_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint(
-            "runner_up is null or runner_up <> label or label = 'none'",
+            "runner_up is null or (label = 'none' and runner_up = 'none')"
+            " or (label <> 'none' and runner_up <> label)",
             name=op.f("ck_responses_runner_up_differs"),
         ),
         sa.CheckConstraint("rt_ms is null or rt_ms >= 0", name=op.f("ck_responses_rt_not_negative")),

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from ml.pack import Pack
 from tests.packs import make_pack
 
 SECRET = "a secret for the tests"
+PREPARED_AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 STUDY = """
 title = "A study for tests"
@@ -69,7 +71,7 @@ def installation(folder: Path, pack: Pack) -> Settings:
 def prepared(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
     """A database file as `serve` prepares it; tests start from copies, which is quicker than preparing each."""
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(installation(folder, pack))
+    prepare(installation(folder, pack), PREPARED_AT)
     return folder / "study.db"
 
 

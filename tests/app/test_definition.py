@@ -2,23 +2,26 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import delete, func, select
 
 from app import definition as definitions
+from app.cli import prepare
 from app.db import Database
 from app.definition import DefinitionError
+from app.main import create_app
 from app.models import CleanImage, Image, Pack, Stimulus, Study, StudyPack
 from app.packs import import_pack
-from app.settings import ROOT
+from app.settings import ROOT, Settings
 from ml import pack as pack_format
-from tests.app.conftest import STUDY
+from tests.app.conftest import PREPARED_AT, SECRET, STUDY, begin
 from tests.packs import make_pack
 
-NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)  # later than any import of the prepared database
+NOON = PREPARED_AT + timedelta(hours=12)
 
 
 @pytest.fixture
@@ -46,6 +49,21 @@ def test_the_bundled_studies_are_valid() -> None:
     assert paths
     for path in paths:
         assert definitions.read(path)
+
+
+def test_the_bundled_studies_run_on_the_bundled_packs(tmp_path: Path) -> None:
+    settings = Settings(f"sqlite:///{tmp_path / 'study.db'}", SECRET)
+    slugs = prepare(settings)
+    assert "mnist" in slugs
+    with TestClient(create_app(settings)) as client:
+        for slug in slugs:
+            assert client.get(f"/study/{slug}").status_code == 200
+            player = begin(client, slug)
+            trials = player.session()["trials"]
+            assert sum(not t["practice"] for t in trials) == 30
+            assert all(client.get(t["image"]).content[:4] == b"\x89PNG" for t in trials)
+            player.answer()
+            assert "Thank you" in client.get(f"/s/{player.token}").text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The schema as the migrations make it, and the rules that it keeps by itself."""
 
+import shutil
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,12 @@ def same(session: Session, table: Any, **change: Any) -> Any:
                 s, Response, trial_id=unanswered(s), answer_id=uuid.uuid4(), label="3", runner_up="3"
             ),
         ),
+        (
+            "none has no runner-up",
+            lambda s: same(
+                s, Response, trial_id=unanswered(s), answer_id=uuid.uuid4(), label="none", runner_up="3"
+            ),
+        ),
         ("an answer belongs to a trial", lambda s: same(s, Response, trial_id=10**6, answer_id=uuid.uuid4())),
         ("a trial shows an image", lambda s: main_trial(s, position=99, judging_order=99, sha256="0" * 64)),
     ],
@@ -188,3 +197,31 @@ def test_instants_keep_their_zone(played: Database) -> None:
         read = first(session, Participant).last_seen_at
     assert read == elsewhere
     assert read.tzinfo == UTC
+
+
+def test_a_migration_may_alter_a_table_that_others_refer_to(
+    played: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite altering copies the table: with answers in the database that must lose no row."""
+    before = rows(played)
+    source = Path(str(played.engine.url.database))
+    with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        original.backup(copy)
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
+    (tmp_path / "migrations" / "versions" / "0002_next.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "def upgrade():\n"
+        "    with op.batch_alter_table('participants') as batch:\n"
+        "        batch.alter_column('pseudonym', type_=sa.String(30), existing_type=sa.String(20))\n"
+        "        batch.add_column(sa.Column('language', sa.String(10)))\n"
+    )
+    monkeypatch.setattr("app.db.ROOT", tmp_path)
+    database = Database(f"sqlite:///{tmp_path / 'copy.db'}")
+    database.migrate()
+    assert rows(database) == before
+    with database.read() as session:
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1, "on again"
+        assert session.execute(text("PRAGMA foreign_key_check")).all() == []
+        assert session.scalar(text("SELECT count(language) FROM participants")) == 0
+    database.close()
