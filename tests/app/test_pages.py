@@ -345,7 +345,7 @@ def test_a_fault_of_ours_is_said_without_its_insides(
 
     monkeypatch.setattr(participation, "view", broken)
     with TestClient(create_app(settings), raise_server_exceptions=False) as visitor:
-        assert "Something went wrong here" in assert_page(visitor.get("/s/somebody"), 500)
+        assert "Something went wrong on the server" in assert_page(visitor.get("/s/somebody"), 500)
         reply = visitor.get("/api/sessions/somebody")
         assert (reply.status_code, "insides" in reply.text) == (500, False)
         assert reply.json()["detail"].endswith(".")
