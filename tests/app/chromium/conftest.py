@@ -1,0 +1,78 @@
+"""Chromium, one real server for all of these tests, and what each test fails on besides its own asserts."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from app.db import Database
+from app.settings import Settings
+from ml.pack import Pack
+from tests import browser as chromium
+from tests.app.chromium.visitor import Visit, Visitor
+from tests.app.conftest import STUDY, Server, installation, serving
+
+FLAGS = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
+    settings = installation(tmp_path_factory.mktemp("browser"), pack)
+    (settings.studies / "watched.toml").write_text(STUDY)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def server(settings: Settings) -> Iterator[Server]:
+    """One server for all: each test has participants of its own, the one that counts them a study of its own."""
+    with serving(settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = chromium.find()
+    if path is None:
+        pytest.fail(chromium.ADVICE, pytrace=False)
+    # Chromium's sandbox refuses to work for root.
+    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, server: Server) -> Iterator[Visit]:
+    """A new person's browser, with the context options of Playwright."""
+    visitors: list[Visitor] = []
+
+    def new(**options: Any) -> Visitor:
+        visitors.append(Visitor(browser.new_context(base_url=server.url, **options), server.url))
+        return visitors[-1]
+
+    yield new
+    for visitor in visitors:
+        visitor.context.close()
+    assert [fault for visitor in visitors for fault in visitor.faults] == []
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def api(server: Server) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=server.url) as client:
+        yield client

@@ -1,0 +1,236 @@
+"""Whole sessions in real Chromium against a real server process, ending in the right rows."""
+
+import re
+from collections.abc import Iterator
+
+import httpx2
+from playwright.sync_api import Locator, Page, expect
+
+from app.db import Database
+from tests.app.chromium.visitor import (
+    NATIVE,
+    VERDICTS,
+    Visit,
+    Visitor,
+    advance,
+    assert_as_planned,
+    assert_crisp,
+    choose,
+    comment_of,
+    first_labels,
+    go,
+    image,
+    judge_by_clicks,
+    label_of,
+    name_of,
+    painted,
+    participant_of,
+    progress,
+    recruiter_ids_of,
+    rows,
+    second_labels,
+    token_of,
+    verdict,
+)
+from tests.app.conftest import begin
+
+
+def test_a_whole_session_by_keyboard_alone(visit: Visit, db: Database) -> None:
+    page = visit(viewport={"width": 1280, "height": 720}).page("/study/test?PROLIFIC_PID=abc")
+    keyboard = page.keyboard
+    reach(page, page.get_by_role("checkbox", name="I agree to all of this"))
+    keyboard.press("Space")
+    reach(page, page.get_by_role("button", name="Begin"))
+    keyboard.press("Enter")
+
+    for position in range(1, 33):
+        expect(progress(page)).to_have_text(name_of(position))
+        expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+        painted(page)
+        label, runner_up = label_of(position)
+        if position == 4:  # undone: the second label, then the first one too
+            for key in ("2", "6", "Backspace", "Backspace"):
+                keyboard.press(key)
+            expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+        if position == 5:  # a changed mind: the second label, thrice
+            for key in ("9", "1", "n", "9"):  # 9 is the first label and cannot be the second
+                keyboard.press(key)
+            keyboard.press("Backspace")
+            keyboard.press("Backspace")
+        if position == 10:  # too early: nothing is sent before both labels are there
+            keyboard.press("Enter")
+            expect(page.get_by_role("alert")).to_have_text("Choose a label, or “none is plausible”.")
+            keyboard.press(label)
+            expect(page.get_by_role("alert")).to_be_hidden()
+            keyboard.press("Enter")
+            expect(page.get_by_role("alert")).to_have_text("Choose a second label too, or “no other”.")
+            keyboard.press(runner_up)
+        elif label == "none":
+            keyboard.press("N" if position % 2 else "n")
+        else:
+            keyboard.press(label)
+            keyboard.press("n" if runner_up == "none" else runner_up)
+        if position == 7:  # by tabs alone, as with a screen reader
+            reach(page, go(page))
+        keyboard.press("Enter")
+
+    for number in range(1, 31):
+        expect(page.get_by_text("The computer’s answer:")).to_be_visible()
+        expect(progress(page)).to_have_text(f"Image {number} of 30")
+        painted(page)
+        if number == 2:
+            keyboard.press("Enter")
+            expect(page.get_by_role("alert")).to_have_text("Choose yes or no.")
+            keyboard.press("y")
+        keyboard.press("y" if VERDICTS[number % len(VERDICTS)] else "N")
+        keyboard.press("Enter")
+
+    reach(page, page.get_by_role("textbox", name="How do the sheets differ?"))
+    keyboard.type("Sheet B is the clearest: 1, 7 and n.")
+    reach(page, page.get_by_role("button", name="Finish"))
+    keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
+
+    token = token_of(page)
+    assert_as_planned(db, token)
+    participant = participant_of(db, token)
+    assert comment_of(db, token) == "Sheet B is the clearest: 1, 7 and n."
+    assert recruiter_ids_of(db, token) == ["abc"]
+    assert participant.completion_code is not None
+    expect(page.locator("#completion-code")).to_have_text(participant.completion_code)
+
+
+def reach(page: Page, target: Locator) -> None:
+    """Press Tab until the target has the focus, which must then be visible."""
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            assert target.evaluate("element => element.matches(':focus-visible')")
+            return
+    raise AssertionError(f"the keyboard does not reach {target}")
+
+
+def phone(visit: Visit, ratio: float) -> Visitor:
+    size = {"width": 360, "height": 640}
+    visitor = visit(viewport=size, device_scale_factor=ratio, has_touch=True, is_mobile=True)
+    visitor.forgiven = "404"
+    return visitor
+
+
+def test_a_whole_session_by_touch_on_a_small_phone(visit: Visit, db: Database) -> None:
+    page = phone(visit, 1.5).page("/")
+    page.get_by_role("link", name="A study for tests").first.tap()
+    page.get_by_role("checkbox", name="I agree to all of this").tap()
+    page.get_by_role("button", name="Begin").tap()
+    for position in range(1, 33):
+        expect(progress(page)).to_have_text(name_of(position))
+        label, runner_up = label_of(position)
+        first = "None is plausible" if label == "none" else label
+        painted(page)
+        first_labels(page).get_by_role("radio", name=first, exact=True).tap()
+        if label != "none":
+            second = "No other" if runner_up == "none" else runner_up
+            second_labels(page).get_by_role("radio", name=second, exact=True).tap()
+        go(page).tap()
+    for number in range(1, 31):
+        expect(page.get_by_text("The computer’s answer:")).to_be_visible()
+        expect(progress(page)).to_have_text(f"Image {number} of 30")
+        painted(page)
+        verdict(page, "Yes" if VERDICTS[number % len(VERDICTS)] else "No").tap()
+        go(page).tap()
+    page.get_by_role("button", name="Finish").tap()
+    expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
+    assert_as_planned(db, token_of(page))
+
+
+def test_every_page_fits_a_small_phone(visit: Visit, api: httpx2.Client, db: Database) -> None:
+    phones = {ratio: phone(visit, ratio).page("/") for ratio in (1.5, 2, 2.625)}
+    player = begin(api)
+
+    def everywhere(path: str) -> Iterator[tuple[float, Page]]:
+        for ratio, page in phones.items():
+            page.goto(path)
+            assert page.evaluate("devicePixelRatio") == ratio
+            assert_fits(page)
+            yield ratio, page
+
+    for path in ("/", "/study/test", "/nothing"):
+        list(everywhere(path))
+    for state in ("labelling", "judging"):
+        advance(player, state)
+        for ratio, page in everywhere(f"/s/{player.token}"):
+            assert_touchable(page, "input[type=radio]", "button", ".foot a")
+            box = image(page).bounding_box()
+            assert box is not None
+            assert box["width"] >= 5 * NATIVE
+            assert_crisp(box["width"], ratio)
+            button = go(page).bounding_box()
+            assert button is not None
+            assert button["y"] + button["height"] <= 640, "all that a trial needs is on the first screen"
+    advance(player, "commenting")
+    for ratio, page in everywhere(f"/s/{player.token}"):
+        assert_touchable(page, "textarea", "button", ".foot a")
+        sheets = page.get_by_role("img", name=re.compile("^Sheet")).all()
+        assert len(sheets) == 3
+        for sheet in sheets:
+            box = sheet.bounding_box()
+            assert box is not None
+            assert_crisp(box["width"], ratio, native=int(sheet.get_attribute("width") or 0))
+    advance(player, "finished")
+    for _, page in everywhere(f"/s/{player.token}"):
+        expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
+    for _, page in everywhere(f"/s/{player.token}/withdraw"):
+        assert_touchable(page, "button", "a.plain")
+    page.get_by_role("button", name="Delete everything").tap()
+    expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
+    for _, page in everywhere(f"/s/{player.token}"):
+        expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
+    assert rows(db, player.token) == []
+
+
+def assert_fits(page: Page) -> None:
+    wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert wide <= room == 360, f"{page.url} scrolls sideways: {wide} pixels in {room}"
+
+
+def assert_touchable(page: Page, *selectors: str) -> None:
+    """Keys, buttons and the links between pages are at least 44 pixels in both directions."""
+    for selector in selectors:
+        targets = page.locator(selector).all()
+        assert targets, selector
+        for target in targets:
+            box = target.bounding_box()
+            assert box is not None
+            assert min(box["width"], box["height"]) >= 44, (page.url, target, box)
+
+
+def test_a_whole_session_with_plain_forms(visit: Visit, db: Database) -> None:
+    visitor = visit(java_script_enabled=False)
+    visitor.forgiven = "422"  # the browser reports the pages that a test provokes
+    page = visitor.begin()
+    token = token_of(page)
+    for position in range(1, 33):
+        expect(progress(page)).to_have_text(name_of(position))
+        if position == 4:
+            shown = image(page).get_attribute("src")
+            go(page).click()
+            expect(page.get_by_role("alert")).to_have_text("Choose a label, or “none is plausible”.")
+            first_labels(page).get_by_role("radio", name="0", exact=True).check()
+            go(page).click()
+            expect(page.get_by_role("alert")).to_have_text("Choose a second label too, or “no other”.")
+            expect(first_labels(page).get_by_role("radio", name="0", exact=True)).to_be_checked()
+            assert image(page).get_attribute("src") == shown
+            assert [row.position for row in rows(db, token)] == [1, 2, 3]
+            page.goto(page.url)  # as a phone does that had closed the page
+            expect(progress(page)).to_have_text(name_of(position))
+        choose(page, *label_of(position))
+        go(page).click()
+    expect(page.get_by_text("The computer’s answer:")).to_be_visible()
+    go(page).click()
+    expect(page.get_by_role("alert")).to_have_text("Choose yes or no.")
+    judge_by_clicks(page, range(1, 31))
+    page.get_by_role("textbox", name="How do the sheets differ?").fill("Two lines:\nthis is the second.")
+    page.get_by_role("button", name="Finish").click()
+    expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
+    assert_as_planned(db, token, measured=False)
+    assert comment_of(db, token) == "Two lines:\nthis is the second."

@@ -1,0 +1,247 @@
+"""A person at a browser: what they see and do, and what is in the database then."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+from sqlalchemy import select
+
+from app.db import Database
+from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
+from tests.app.conftest import Player
+
+NATIVE = 28  # the side of an image of the test pack
+
+# What is answered to image 1, 2, ... (practice first), over and over: (label, runner-up).
+LABELS = (("3", "5"), ("none", "none"), ("0", "none"), ("9", "8"), ("7", "1"), ("1", "7"), ("none", "none"))
+VERDICTS = (True, False, False)
+
+
+def label_of(position: int) -> tuple[str, str]:
+    return LABELS[position % len(LABELS)]
+
+
+@dataclass
+class Visitor:
+    """One person's browser. What goes wrong in it is collected, and fails the test at its end."""
+
+    context: BrowserContext
+    home: str
+    faults: list[str] = field(default_factory=list)
+    forgiven: str | None = None  # a pattern of console errors that the test itself provokes
+
+    def __post_init__(self) -> None:
+        self.context.set_default_timeout(15_000)
+        self.context.on("page", self._watch)
+
+    def _watch(self, page: Page) -> None:
+        page.on("pageerror", lambda error: self.faults.append(f"{page.url}: {error}"))
+        page.on("console", lambda message: self._console(message.type, message.text))
+        page.on("request", lambda request: self._request(request.url))
+
+    def _console(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning") and not (self.forgiven and re.search(self.forgiven, text)):
+            self.faults.append(f"console {kind}: {text}")
+
+    def _request(self, url: str) -> None:
+        if not url.startswith((f"{self.home}/", "data:", "blob:")):
+            self.faults.append(f"a request to another host: {url}")
+
+    def page(self, path: str = "/study/test") -> Page:
+        page = self.context.new_page()
+        page.goto(path)
+        return page
+
+    def begin(self, path: str = "/study/test") -> Page:
+        """From the consent page to the first image."""
+        page = self.page(path)
+        page.get_by_role("checkbox", name="I agree to all of this").check()
+        page.get_by_role("button", name="Begin").click()
+        expect(progress(page)).to_have_text("Practice image 1")
+        return page
+
+
+Visit = Callable[..., Visitor]
+
+
+def advance(player: Player, until: str, most: int = 1000) -> None:
+    """Answer, in as few requests as possible, until that state or for so many images."""
+    here = player.session()
+    while most and here["state"] != until:
+        if here["state"] == "commenting":
+            player.client.post(f"{player.base}/comments", json={"text": "All alike."}).raise_for_status()
+            here = player.client.post(f"{player.base}/finish").raise_for_status().json()
+        elif here["next_position"] is None:
+            here = player.session()
+        else:
+            labels = {"label": "3", "runner_up": "5"}
+            question = "label" if here["state"] == "labelling" else "plausibility"
+            answer: dict[str, Any] = labels if question == "label" else {"plausible": True}
+            here = player.put(here["next_position"], question, **answer).raise_for_status().json()
+            most -= 1
+
+
+# What a participant sees
+
+
+def progress(page: Page) -> Locator:
+    return page.locator("#progress-text")
+
+
+def image(page: Page) -> Locator:
+    return page.get_by_role("img", name="The image to read")
+
+
+def first_labels(page: Page) -> Locator:
+    return page.get_by_role("group", name="Which label is the most plausible?")
+
+
+def second_labels(page: Page) -> Locator:
+    return page.get_by_role("group", name="Which is the second most plausible?")
+
+
+def verdict(page: Page, name: str) -> Locator:
+    return page.get_by_role("group", name="Is this a reasonable mistake?").get_by_role("radio", name=name)
+
+
+def go(page: Page) -> Locator:
+    return page.get_by_role("button", name="Continue")
+
+
+def keys(page: Page) -> Locator:
+    """The line that names the keys; it is there as soon as they work."""
+    return page.get_by_text(re.compile("Enter continue"))
+
+
+def name_of(position: int) -> str:
+    return f"Practice image {position}" if position <= 2 else f"Image {position - 2} of 30"
+
+
+def painted(page: Page) -> None:
+    """Nobody answers before the image is on the screen, but a test could."""
+    expect(page.locator("[data-shown]")).to_have_count(1)
+
+
+def choose(page: Page, label: str, runner_up: str) -> None:
+    """By mouse or touch: the visible key is pressed, the radio button under it is what reacts."""
+    none, other = "None is plausible", "No other"
+    first_labels(page).get_by_role("radio", name=none if label == "none" else label, exact=True).check()
+    if label != "none":
+        second = other if runner_up == "none" else runner_up
+        second_labels(page).get_by_role("radio", name=second, exact=True).check()
+
+
+def by_clicks(page: Page, positions: range, measured: bool = False) -> None:
+    for position in positions:
+        expect(progress(page)).to_have_text(name_of(position))
+        if measured:
+            painted(page)
+        choose(page, *label_of(position))
+        go(page).click()
+
+
+def judge_by_clicks(page: Page, numbers: range, measured: bool = False) -> None:
+    for number in numbers:
+        expect(page.get_by_role("group", name="Is this a reasonable mistake?")).to_be_visible()
+        expect(progress(page)).to_have_text(f"Image {number} of 30")
+        if measured:
+            painted(page)
+        verdict(page, "Yes" if VERDICTS[number % len(VERDICTS)] else "No").check()
+        go(page).click()
+
+
+# What is in the database then
+
+
+@dataclass(frozen=True)
+class Row:
+    position: int
+    label: str
+    runner_up: str | None
+    plausible: bool | None
+    rt_ms: list[float | None]
+    display: list[dict[str, Any]]
+
+
+def rows(db: Database, token: str) -> list[Row]:
+    with db.read() as session:
+        found = session.execute(
+            select(Trial.position, Response, Judgment)
+            .join(Participant, Participant.id == Trial.participant_id)
+            .join(Response, Response.trial_id == Trial.id)
+            .outerjoin(Judgment, Judgment.trial_id == Trial.id)
+            .where(Participant.token == token)
+            .order_by(Trial.position)
+        ).all()
+    return [
+        Row(
+            position,
+            response.label,
+            response.runner_up,
+            judgment.plausible if judgment else None,
+            [answer.rt_ms for answer in (response, judgment) if answer],
+            [answer.display for answer in (response, judgment) if answer],
+        )
+        for position, response, judgment in found
+    ]
+
+
+def participant_of(db: Database, token: str) -> Participant:
+    with db.read() as session:
+        return session.scalars(select(Participant).where(Participant.token == token)).one()
+
+
+def comment_of(db: Database, token: str) -> str | None:
+    with db.read() as session:
+        comment = session.get(Comment, participant_of(db, token).id)
+    return comment.text if comment else None
+
+
+def recruiter_ids_of(db: Database, token: str) -> list[str]:
+    with db.read() as session:
+        query = select(RecruiterId.value).where(RecruiterId.participant_id == participant_of(db, token).id)
+        return list(session.scalars(query))
+
+
+def token_of(page: Page) -> str:
+    return page.url.split("/s/")[1].split("/")[0]
+
+
+def judging_order(db: Database, token: str) -> list[int]:
+    with db.read() as session:
+        query = select(Trial.position).join(Participant, Participant.id == Trial.participant_id)
+        query = query.where(Participant.token == token, Trial.judging_order.is_not(None))
+        return list(session.scalars(query.order_by(Trial.judging_order)))
+
+
+def assert_as_planned(db: Database, token: str, measured: bool = True) -> None:
+    """Every trial has exactly the answer of the plan, with its time and how it was shown."""
+    found = rows(db, token)
+    order = {position: number for number, position in enumerate(judging_order(db, token), start=1)}
+    assert [row.position for row in found] == list(range(1, 33))
+    for row in found:
+        assert (row.label, row.runner_up) == label_of(row.position), row.position
+        number = order.get(row.position)
+        assert row.plausible == (None if number is None else VERDICTS[number % len(VERDICTS)])
+        for rt_ms, display in zip(row.rt_ms, row.display, strict=True):
+            if not measured:
+                assert (rt_ms, display) == (None, {})
+                continue
+            assert rt_ms is not None
+            assert rt_ms > 0
+            assert_crisp(display["css_width"], display["device_pixel_ratio"])
+            assert display["css_width"] == pytest.approx(display["css_height"])
+            assert display["interpolation"] == "pixelated"
+            assert display["zoom"] == 1
+            assert display["hidden_times"] == 0
+    assert participant_of(db, token).finished_at is not None
+
+
+def assert_crisp(css_width: float, ratio: float, native: int = NATIVE) -> None:
+    """A whole number of screen pixels per image pixel; the browser lays out in 64ths of a CSS pixel."""
+    factor = css_width * ratio / native
+    assert round(factor) >= 1
+    assert abs(css_width * ratio - round(factor) * native) < 0.05, f"{css_width} CSS pixels at {ratio}"
