@@ -1,5 +1,6 @@
 """The whole chain: a pack whose every image is what its manifest says."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -184,7 +185,10 @@ def test_the_same_seed_gives_the_same_bytes(
 
 
 class Stubborn(torch.nn.Module):
-    """A network that moves to the target only for images whose first pixel is bright; D = 144."""
+    """A network on 144 pixels that can be moved only on images whose first pixel is bright.
+
+    On others it answers the label in the second pixel, whatever happens to the rest.
+    """
 
     def __init__(self, bright: float) -> None:
         super().__init__()
@@ -193,19 +197,21 @@ class Stubborn(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         willing = (x[:, 0, 0, :1] >= self.bright).float()
-        return willing * (x.flatten(1) @ self.weight)
+        own = torch.nn.functional.one_hot((x[:, 0, 0, 1] * 255).round().long().clamp(max=9), 10)
+        return willing * (x.flatten(1) @ self.weight) + (1 - willing) * own
 
 
 def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset) -> None:
     images = np.zeros_like(small_digits.test_images)
     labels = small_digits.test_labels
+    images[:, 0, 0, 1] = labels
     for label in range(10):
         # Of every label the first six images cannot be moved; the first two are not even read rightly.
         images[np.flatnonzero(labels == label)[6:], 0, 0, 0] = 255
     right = np.ones(len(labels), dtype=bool)
     for label in range(10):
         right[np.flatnonzero(labels == label)[:2]] = False
-    dataset = Dataset(**{**vars(small_digits), "test_images": images})
+    dataset = dataclasses.replace(small_digits, test_images=images)
     networks: dict[str, torch.nn.Module] = {"undefended": Stubborn(0.5), "distilled": Stubborn(0.4)}
     attempts, skipped = generate.attack_enough(dataset, networks, "jsma", right)
 
@@ -216,7 +222,7 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
         tried = sorted(set(attempts.sources[labels[attempts.sources] == label]))
         survived = set(attempts.sources[attempts.survivors & (labels[attempts.sources] == label)])
         assert tried == of_label[2 : 2 + len(tried)].tolist(), "in the order of the test set, none twice"
-        assert len(tried) > 5
+        assert len(tried) > 3
         assert len(survived) >= 3
         assert survived <= set(of_label[6:])
 
