@@ -148,8 +148,8 @@ def generate(
 def attack_enough(
     dataset: Dataset, networks: dict[str, torch.nn.Module], attack: str, right: npt.NDArray[np.bool_]
 ) -> tuple[Attempts, list[dict[str, Any]]]:
-    """Attacks the first SOURCES (or FEWER_SOURCES) test images of every label, then, while a label has too few surviving pairs or
-    source images, its next ones.
+    """Attacks the first SOURCES (or FEWER_SOURCES) test images of every label, then, while a label has too few
+    surviving pairs or source images, its next ones.
 
     An image that a model misreads unmodified (`right` is false) is passed over: no attack is needed there, and
     nothing could be said about one. Returns the attempts and the images passed over.
