@@ -23,7 +23,7 @@ from app.packs import import_pack
 from app.settings import Settings, SettingsError
 from app.simulate import PAPER_FOOLED, PAPER_REASONABLE, Rates, SimulationError, simulate
 from ml import pack as pack_format
-from ml.pack import PackError
+from ml.pack import Pack, PackError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
         "simulate", help="play participants over HTTP, with given rates, as a rehearsal"
     )
     play.add_argument(
-        "--url", default="http://127.0.0.1:8000", help="the running server (default: %(default)s)"
+        "--url",
+        default=f"http://{os.environ.get('HOST') or '127.0.0.1'}:{os.environ.get('PORT') or 8000}",
+        help="the running server (default: %(default)s, from HOST and PORT)",
     )
     play.add_argument("--study", default="mnist", help="the study's name in its URL (default: %(default)s)")
     play.add_argument("--pack", type=Path, default=settings.ROOT / "stimuli" / "mnist-jsma", metavar="DIR")
@@ -129,6 +131,7 @@ def prepare(config: Settings, now: datetime | None = None) -> list[str]:
             slugs = [
                 definitions.freeze(session, path, now).slug for path in sorted(config.studies.glob("*.toml"))
             ]
+            definitions.close_all_but(session, slugs)
             session.commit()
     finally:
         database.close()
@@ -199,15 +202,20 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.participants < 1:
         raise ValueError("--participants must be at least 1")
     pack = pack_format.read(args.pack)
-    rates = Rates(
-        fooled=dict(args.fooled or PAPER_FOOLED), reasonable=dict(args.reasonable or PAPER_REASONABLE)
-    )
-    for model in (*rates.fooled, *rates.reasonable):
+    for model, _ in (*(args.fooled or ()), *(args.reasonable or ())):
         if model not in pack.models:
             raise ValueError(f"the pack {pack.name} has no model {model!r}; it has {', '.join(pack.models)}")
+    rates = Rates(
+        fooled=_known(PAPER_FOOLED, pack) | dict(args.fooled or ()),
+        reasonable=_known(PAPER_REASONABLE, pack) | dict(args.reasonable or ()),
+    )
     simulate(args.url, args.study, pack, args.participants, args.seed, rates)
     print(f"{args.participants} simulated participants finished {args.study}")
     return 0
+
+
+def _known(rates: dict[str, float], pack: Pack) -> dict[str, float]:
+    return {model: rate for model, rate in rates.items() if model in pack.models}
 
 
 def _export(args: argparse.Namespace) -> int:

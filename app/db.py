@@ -73,7 +73,9 @@ def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         try:
-            return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            return create_engine(
+                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, hide_parameters=True
+            )
         except ModuleNotFoundError:
             raise SettingsError(
                 "DATABASE_URL names PostgreSQL: install its driver: pip install -e '.[postgresql]'"
@@ -84,6 +86,7 @@ def _engine(url: str) -> Engine:
     engine = create_engine(
         parsed,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        hide_parameters=True,  # a database error in the log must not carry tokens or comments
         pool_size=20,
         max_overflow=20,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyPack
@@ -23,8 +23,6 @@ NEEDS: dict[str, Question] = {"target_second": "runner_up", "mistake_reasonable_
 # Part of every version: raise it when the wording of a question in templates/ changes, as the answers before and
 # after are then answers to different questions.
 QUESTIONNAIRE = 1
-
-MAX_LABEL = 50  # characters; as long as the columns
 
 
 class DefinitionError(ValueError):
@@ -149,13 +147,19 @@ def freeze(session: Session, path: Path, now: datetime) -> Study:
     ).hexdigest()
     study = session.scalar(select(Study).where(Study.slug == path.stem, Study.sha256 == sha256))
     if study is None:
-        study = Study(slug=path.stem, sha256=sha256, definition=frozen, activated_at=now)
+        study = Study(slug=path.stem, sha256=sha256, definition=frozen, open=True, activated_at=now)
         study.packs = [StudyPack(pack=pack, position=i) for i, pack in enumerate(packs)]
         session.add(study)
     elif active(session, path.stem) is not study:
         study.activated_at = now
+    study.open = True
     session.flush()
     return study
+
+
+def close_all_but(session: Session, slugs: list[str]) -> None:
+    """Studies whose files are gone take no new participants; sessions that have begun go on. The caller commits."""
+    session.execute(update(Study).where(Study.slug.not_in(slugs)).values(open=False))
 
 
 def active(session: Session, slug: str) -> Study | None:
@@ -187,10 +191,6 @@ def _check_packs(session: Session, definition: Definition, packs: list[Pack], pa
             raise DefinitionError(f"{path}: pack {pack.name!r} has a label named {NONE_PLAUSIBLE!r}")
         if len(pack.labels) < 3:
             raise DefinitionError(f"{path}: pack {pack.name!r} has 2 labels; the placebo needs a third")
-        if any(len(label) > MAX_LABEL for label in pack.labels):
-            raise DefinitionError(
-                f"{path}: pack {pack.name!r} has a label of more than {MAX_LABEL} characters"
-            )
         for model in (definition.primary.a, definition.primary.b):
             if model not in pack.models:
                 raise DefinitionError(f"{path}: primary names the model {model!r}, which {pack.name!r} lacks")

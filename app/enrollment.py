@@ -19,8 +19,8 @@ ABANDONED_AFTER = timedelta(hours=2)  # an unfinished session this long silent n
 def start(session: Session, slug: str, external: dict[str, str], now: datetime) -> Participant:
     """A new participant with a new token and all trials assigned; committed."""
     study = definitions.active(session, slug)
-    if study is None:
-        raise Refusal(404, f"There is no study {slug!r} here.")
+    if study is None or not study.open:
+        raise Refusal(404, f"There is no study {slug!r} open here.")
     # Two who arrive together must not get one number: on PostgreSQL the row lock serializes them, on SQLite the
     # write lock of the transaction does.
     session.execute(select(Study.id).where(Study.id == study.id).with_for_update())

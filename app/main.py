@@ -1,5 +1,6 @@
 """The ASGI application: routes, error pages, static files."""
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from jinja2 import StrictUndefined
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from app import dashboard, pages, study
@@ -42,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OperationalError, _busy)
     app.add_exception_handler(Exception, _failed)
     return app
 
@@ -55,11 +58,16 @@ class _Static(StaticFiles):
         return response
 
 
+def _busy(request: Request, error: Exception) -> Response:
+    """The database is locked for longer than a request waits, or away: nothing was stored, trying again helps."""
+    logging.getLogger("uvicorn.error").error("the database is busy or away: %s", error)
+    detail = "The database is busy; nothing was stored. Please try again in a moment."
+    return _error(request, 503, detail, {}, {"Retry-After": "2"})
+
+
 def _failed(request: Request, error: Exception) -> Response:
     """A fault of ours: logged by the server, and said without its insides."""
-    return _error(
-        request, 500, "Something went wrong on the server; please try again.", {}
-    )
+    return _error(request, 500, "Something went wrong on the server; please try again.", {})
 
 
 def _refused(request: Request, error: Exception) -> Response:

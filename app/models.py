@@ -130,9 +130,8 @@ class Study(Base):
     slug: Mapped[str] = mapped_column(String(60))
     sha256: Mapped[str] = mapped_column(String(64))
     definition: Mapped[dict[str, Any]]
-    activated_at: Mapped[
-        datetime
-    ]  # of the versions of one slug, the latest is the one that takes participants
+    open: Mapped[bool]  # whether its file is there: a study without one takes no new participants
+    activated_at: Mapped[datetime]  # of the versions of one slug the latest takes participants
 
     packs: Mapped[list["StudyPack"]] = relationship(order_by="StudyPack.position")
 

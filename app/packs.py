@@ -4,7 +4,7 @@ import io
 from datetime import datetime
 
 import PIL.Image
-from sqlalchemy import insert, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from app.models import CleanImage, Image, Pack, Stimulus
@@ -14,10 +14,13 @@ from ml import pack as pack_format
 def import_pack(session: Session, source: pack_format.Pack, now: datetime) -> tuple[Pack, bool]:
     """Store a verified pack, whole; the caller commits. Returns its row and whether it is new.
 
-    The same content again changes nothing.
+    The same content again changes nothing, but that of packs of one name the latest to come is the one in use.
     """
     known = session.scalar(select(Pack).where(Pack.sha256 == source.pack_sha256))
     if known is not None:
+        newest = session.scalar(select(func.max(Pack.imported_at)).where(Pack.name == known.name))
+        if newest is not None and known.imported_at < newest:
+            known.imported_at = now  # it came back: from now on it is what its name means
         return known, False
     row = Pack(
         name=source.name,

@@ -7,11 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app import enrollment, participation
 from app.definition import Definition
-from app.models import NONE_PLAUSIBLE, Image, Pack, Study
+from app.models import NONE_PLAUSIBLE, Comment, Image, Study
 from app.participation import Refusal, SessionView
 from app.study import Db, now
 
@@ -39,6 +40,7 @@ class TrialPage:
     practice: bool
     number: int  # of this phase, practice left out
     total: int
+    parts: int  # 2 where judging follows labelling
     labels: list[str]
     asks_runner_up: bool
     prediction: str | None
@@ -69,7 +71,7 @@ def studies(request: Request, db: Db) -> Response:
     with db.read() as session:
         slugs = session.scalars(select(Study.slug).group_by(Study.slug).order_by(func.min(Study.id))).all()
         active = [definitions.active(session, slug) for slug in slugs]
-        cards = [StudyCard(study.slug, definitions.of(study)) for study in active if study]
+        cards = [StudyCard(study.slug, definitions.of(study)) for study in active if study and study.open]
     return render(request, "studies.html", studies=cards)
 
 
@@ -96,8 +98,8 @@ def consent(request: Request, slug: str, db: Db, form: Annotated[dict[str, str],
 def _information(request: Request, slug: str, db: Db, query: dict[str, str], error: str | None) -> Response:
     with db.read() as session:
         study = definitions.active(session, slug)
-        if study is None:
-            raise Refusal(404, f"There is no study {slug!r} here.")
+        if study is None or not study.open:
+            raise Refusal(404, f"There is no study {slug!r} open here.")
         definition = definitions.of(study)
     return render(
         request,
@@ -117,6 +119,7 @@ def _recruiter_ids(query: dict[str, str]) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """Text as it is stored: lines end in \\n, whatever the browser sent, and no NUL, which PostgreSQL refuses."""
+    text = text.encode("utf-8", "ignore").decode()  # a form's charset may smuggle in halves of characters
     return text.replace("\r\n", "\n").replace("\x00", "").strip()
 
 
@@ -202,6 +205,8 @@ def comments(request: Request, token: str, db: Db, text: Annotated[str, Form()] 
         with db.write() as session:
             participation.record_comment(session, token, text, now(), finish_too=True)
     except Refusal as refusal:
+        if text and refusal.more.get("state") == "finished":
+            raise  # said, rather than led past: what was written here is not stored
         return _after_refusal(request, token, db, refusal)
     return _where_they_are(token)
 
@@ -259,6 +264,7 @@ def _current(
                 practice=trial.kind == "practice",
                 number=number,
                 total=total,
+                parts=2 if "plausibility" in here.definition.questions else 1,
                 labels=here.labels,
                 asks_runner_up="runner_up" in here.definition.questions,
                 prediction=trial.prediction,
@@ -267,25 +273,22 @@ def _current(
             )
             return render(request, f"{here.state}.html", status=status, page=page)
         if here.state == "commenting":
-            grids = _grids(here, db) if here.definition.comments else []
-            text = (chosen or {}).get("text", "")
+            grids = _grids(session, here) if here.definition.comments else []
+            stored = session.get(Comment, here.participant.id)
+            text = (chosen or {}).get("text", stored.text if stored else "")
             return render(
                 request, "commenting.html", status=status, here=here, grids=grids, error=error, text=text
             )
     return render(request, f"{here.state}.html", here=here)
 
 
-def _grids(here: SessionView, db: Db) -> list[GridPage]:
-    with db.read() as session:
-        packs = {link.pack.name: link.pack for link in session.get_one(Study, here.study.id).packs}
-        pages = []
-        for i, name in enumerate(here.participant.grid_order):
-            pack_name, model = name.rsplit("/", 1)
-            pack: Pack = packs[pack_name]
-            image = session.get_one(Image, pack.grids[model])
-            pages.append(
-                GridPage(
-                    chr(ord("A") + i), pack_name, f"/stimuli/{image.sha256}.png", image.width, image.height
-                )
-            )
+def _grids(session: Session, here: SessionView) -> list[GridPage]:
+    packs = {link.pack.name: link.pack for link in here.study.packs}
+    pages = []
+    for i, name in enumerate(here.participant.grid_order):
+        pack_name, model = name.split("/", 1)
+        image = session.get_one(Image, packs[pack_name].grids[model])
+        pages.append(
+            GridPage(chr(ord("A") + i), pack_name, f"/stimuli/{image.sha256}.png", image.width, image.height)
+        )
     return pages

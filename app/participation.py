@@ -247,7 +247,11 @@ def record_comment(
     if here.state == "finished":
         if stored is not None and stored.text == text:
             return here
-        raise Refusal(409, "The session is finished; its comment can no longer be changed.")
+        if stored is None or not stored.text:  # a second tab finished with an empty box: nothing is replaced
+            session.merge(Comment(participant_id=here.participant.id, text=text, written_at=now))
+            session.commit()
+            return here
+        raise Refusal(409, "The session is finished; its comment can no longer be changed.", state="finished")
     if here.state != "commenting":
         raise _out_of_order(here)
     if stored is None:

@@ -85,7 +85,8 @@ def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
             source = stimulus.source_label if stimulus else rng.choice(here["labels"])
             target = stimulus.target_label if stimulus else None
             model = stimulus.model if stimulus else ""
-            label, runner_up = _labels(source, target, here["labels"], model, rates, rng)
+            asked = "runner_up" in here["questions"]
+            label, runner_up = _labels(source, target, here["labels"], model, rates, asked, rng)
             reasonable[position] = target in (label, runner_up) or label == NONE_PLAUSIBLE
             answer = {"label": label}
             if "runner_up" in here["questions"]:
@@ -108,7 +109,13 @@ def _sha256(image: str) -> str:
 
 
 def _labels(
-    source: str, target: str | None, labels: list[str], model: str, rates: Rates, rng: random.Random
+    source: str,
+    target: str | None,
+    labels: list[str],
+    model: str,
+    rates: Rates,
+    asks_runner_up: bool,
+    rng: random.Random,
 ) -> tuple[str, str]:
     """(label, runner_up) such that the model's two rates come out in expectation."""
     fooled, reasonable = rates.fooled.get(model, 0.0), rates.reasonable.get(model, 0.0)
@@ -118,7 +125,7 @@ def _labels(
         return source, other
     if draw < fooled:
         return target, source
-    if rng.random() < NONE_SHARE:
+    if rng.random() < NONE_SHARE or not asks_runner_up:  # without a second label only "none" is left
         return NONE_PLAUSIBLE, NONE_PLAUSIBLE
     return source, target
 

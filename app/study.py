@@ -27,10 +27,18 @@ def _small(display: dict[str, Any]) -> dict[str, Any]:
     return display
 
 
+def _storable(text: str) -> str:
+    """Refuses what a database cannot keep: NUL and halves of characters."""
+    if "\x00" in text or text.encode("utf-8", "ignore").decode() != text:
+        raise ValueError("text contains characters that cannot be stored")
+    return text
+
+
 def _bounded(external: dict[str, str]) -> dict[str, str]:
     if len(external) > 10:
         raise ValueError("external may have 10 keys at most")
     for key, value in external.items():
+        _storable(key + value)
         if not (1 <= len(key) <= 50 and 1 <= len(value) <= 200):
             raise ValueError("external: keys have 1 to 50 characters, values 1 to 200")
     return external
@@ -69,7 +77,9 @@ class PlausibilityAnswer(_Body):
 
 
 class CommentBody(_Body):
-    text: StrictStr = Field(max_length=10_000, validation_alias=AliasChoices("text", "comment", "comments"))
+    text: Annotated[StrictStr, AfterValidator(_storable)] = Field(
+        max_length=10_000, validation_alias=AliasChoices("text", "comment", "comments")
+    )
 
 
 def now() -> datetime:
@@ -100,12 +110,15 @@ def read_session(token: str, db: Db) -> dict[str, Any]:
 @router.put("/api/sessions/{token}/trials/{position}/label")
 def put_label(token: str, position: int, body: LabelAnswer, db: Db) -> dict[str, Any]:
     with db.write() as session:
+        asked = "runner_up" in participation.view(session, token).definition.questions
+        if asked and "runner_up" not in body.model_fields_set and body.label not in (None, NONE_PLAUSIBLE):
+            raise Refusal(422, "runner_up is missing; send 'none' where no other label is plausible.")
         here = participation.record_label(
             session,
             token,
             position,
             body.answer_id,
-            body.label or NONE_PLAUSIBLE,
+            body.label if body.label is not None else NONE_PLAUSIBLE,
             body.runner_up,
             body.rt_ms,
             body.display,

@@ -14,6 +14,7 @@ from tests import browser
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 PORT = "8765"
+FIRST, SECOND = "9", "4"  # what the fifth image of the first participant looks like
 
 
 def main() -> None:
@@ -60,8 +61,8 @@ def trial(page: Page, study: str) -> None:
         page.wait_for_function(
             "text => document.querySelector('#progress-text')?.innerText.startsWith(text)", arg=text
         )
-        page.keyboard.press("1")
-        page.keyboard.press("7")
+        page.keyboard.press(FIRST)
+        page.keyboard.press(SECOND)
         if "Image 5" not in progress.inner_text():
             page.keyboard.press("Enter")
     page.screenshot(path=IMAGES / "trial.png")

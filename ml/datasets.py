@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.client
 import importlib.resources
+import math
 import os
 import urllib.error
 import urllib.request
@@ -202,10 +203,10 @@ def _parse_idx(data: bytes, path: Path) -> npt.NDArray[np.uint8]:
     if data[:4] != magic:
         raise DatasetError(f"{path}: wrong magic number {data[:4].hex()}, expected {magic.hex()}; {remedy}")
     shape = tuple(int(n) for n in np.frombuffer(data[4:header].ljust(header - 4, b"\0"), dtype=">u4"))
-    if len(data) != header + int(np.prod(shape)):
+    if len(data) != header + math.prod(shape):
         raise DatasetError(
             f"{path}: truncated or too long: {len(data)} bytes where its header promises "
-            f"{header + int(np.prod(shape))}; {remedy}"
+            f"{header + math.prod(shape)}; {remedy}"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
 

@@ -76,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files (default: $DATA_DIR)")
     parser.add_argument("--out", type=Path, help="the pack's folder (default: stimuli/<dataset>-<attack>)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=_positive, default=4)
+    parser.add_argument(
+        "--epochs", type=_positive, help="passes over the training images (default: 4; digits 3)"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints"), help="where trained models are"
@@ -106,17 +108,25 @@ def generate(
     attack: str,
     out: Path,
     seed: int,
-    epochs: int,
+    epochs: int | None,
     device: torch.device,
     checkpoints: Path,
 ) -> pack.Pack:
     """Trains what is not trained yet, attacks, writes the pack to `out` and prints a summary."""
+    versions = _versions()  # first: what it needs must not be missing after an hour of training
     started = time.monotonic()
     schedule = train.schedule_for(dataset.name, epochs)
     models = {name: train.obtain(name, dataset, schedule, seed, device, checkpoints) for name in STUDY_MODELS}
     trained = time.monotonic()
     networks: dict[str, torch.nn.Module] = {name: model.network for name, model in models.items()}
     answers = [train.predict(network, dataset.test_images).argmax(1).numpy() for network in networks.values()]
+    for (name, model), given in zip(models.items(), answers, strict=True):
+        measured = float((given == dataset.test_labels).mean())
+        if abs(measured - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
+            raise GenerateError(
+                f"{model.checkpoint}: {name} has an accuracy of {measured:.4f} where the checkpoint says "
+                f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
+            )
     right = np.asarray((np.stack(answers) == dataset.test_labels).all(0))  # (N,), read rightly by every model
     attempts, skipped = attack_enough(dataset, networks, attack, right)
     manifest, images = assemble(dataset, attempts, right)
@@ -135,7 +145,7 @@ def generate(
         ],
         "skipped_sources": skipped,
         "seed": seed,
-        "versions": _versions(),
+        "versions": versions,
     }
     replaced = (out / "manifest.json").exists()
     written = pack.write(out, manifest, images)

@@ -7,7 +7,6 @@ serving a study needs none.
 import hashlib
 import io
 import json
-import math
 import re
 import shutil
 import tempfile
@@ -27,6 +26,9 @@ MODEL_ORDER = ("undefended", "distilled", "adversarially_trained", "gradient_reg
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MAX_NAME, _MAX_LABEL = 100, 50  # characters, as long as the app's columns
+_MAX_COUNT = 2**31 - 1  # as large as the app's columns
+_MAX_NUMBER = 1e300
 _MAX_PIXELS = 4096 * 4096  # a pack comes from elsewhere: refuse to unpack a bomb
 
 Pixels = npt.NDArray[np.uint8]
@@ -203,7 +205,11 @@ def read(directory: Path) -> Pack:
     if manifest.get("format") != FORMAT:
         raise PackError(f"{path}: format is {manifest.get('format')!r}, expected {FORMAT!r}")
     stated = _string(manifest, "pack_sha256", path)
-    if stated != pack_sha256(manifest):
+    try:
+        identity = pack_sha256(manifest)
+    except ValueError:  # halves of characters have no UTF-8
+        raise PackError(f"{path}: contains text that is not Unicode") from None
+    if stated != identity:
         raise PackError(f"{path}: pack_sha256 does not match; the manifest was changed or is damaged")
 
     name = _string(manifest, "name", path)
@@ -230,6 +236,10 @@ def read(directory: Path) -> Pack:
         else ()
         for key in ("originals", "clean")
     )
+
+    unmodified = [image.source_index for image in originals + clean]
+    if len(set(unmodified)) < len(unmodified):
+        raise PackError(f"{path}: originals and clean name a source_index twice")
 
     size: tuple[int, ...] | None = None
     for sha256 in [s.sha256 for s in stimuli] + [c.sha256 for c in originals + clean]:
@@ -319,6 +329,11 @@ def _models(manifest: dict[str, Any], path: Path) -> list[str]:
     if not records or not all(isinstance(record, dict) for record in records):
         raise PackError(f"{path}: models must be objects with a name, one or more")
     names = [_string(record, "name", path) for record in records]
+    for name in names:
+        if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+            raise PackError(
+                f"{path}: the model's name {name!r} is not letters, digits, '.', '_' and '-' alone"
+            )
     if len(set(names)) < len(names):
         raise PackError(f"{path}: two models have one name")
     return names
@@ -326,8 +341,10 @@ def _models(manifest: dict[str, Any], path: Path) -> list[str]:
 
 def _labels(manifest: dict[str, Any], path: Path) -> list[str]:
     labels = _list(manifest, "labels", path)
-    if not all(isinstance(label, str) and label for label in labels):
-        raise PackError(f"{path}: labels must be strings, and not empty")
+    if not all(isinstance(label, str) and label.isprintable() and label.strip() for label in labels):
+        raise PackError(f"{path}: labels must be strings to print, and not empty")
+    if any(len(label) > _MAX_LABEL for label in labels):
+        raise PackError(f"{path}: labels have {_MAX_LABEL} characters at most")
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise PackError(f"{path}: labels must be two or more different strings")
     return labels
@@ -370,13 +387,14 @@ def _dict(record: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 def _count(record: dict[str, Any], key: str, path: Path) -> int:
     value = record.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise PackError(f"{path}: {key} is missing or not a whole number of 0 or more")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
+        raise PackError(f"{path}: {key} is missing or not a whole number from 0 to {_MAX_COUNT}")
     return value
 
 
 def _number(record: dict[str, Any], key: str, path: Path) -> float:
     value = record.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+    # The comparison also refuses NaN, and whole numbers too large for a float.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_NUMBER:
         raise PackError(f"{path}: {key} is missing or not a finite number of 0 or more")
     return float(value)

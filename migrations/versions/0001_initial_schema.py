@@ -44,6 +44,7 @@ def upgrade() -> None:
         sa.Column("slug", sa.String(length=60), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("definition", sa.JSON(), nullable=False),
+        sa.Column("open", sa.Boolean(), nullable=False),
         sa.Column("activated_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_studies")),
         sa.UniqueConstraint("slug", "sha256", name=op.f("uq_studies_slug_sha256")),

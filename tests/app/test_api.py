@@ -2,10 +2,12 @@
 
 import json
 import math
+import sqlite3
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -13,10 +15,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
 from app.db import Database
+from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import Player
+from tests.app.conftest import SECRET, Player
 
 Start = Callable[..., Player]
 
@@ -175,6 +178,7 @@ def test_unknown_token_position_study_image(start: Start, client: TestClient) ->
         ({"label": "3", "runner_up": "3"}, "must differ"),
         ({"label": "none", "runner_up": "3"}, "no runner_up"),
         ({"label": 3}, "label"),
+        ({"label": ""}, "'' is not one of the labels"),
         ({"label": "3", "runner_up": "x"}, "'x' is not one of the labels"),
         ({"rt_ms": -1}, "rt_ms"),
         ({"rt_ms": 1e12}, "rt_ms"),
@@ -208,6 +212,62 @@ def test_broken_bodies_are_refused(start: Start, db: Database) -> None:
         assert isinstance(reply.json()["detail"], str)
     assert player.put(1, "plausibility", plausible="yes").status_code == 422
     assert count(db, Response) == 0
+
+
+def test_a_missing_runner_up_is_no_answer(start: Start, db: Database) -> None:
+    player = start()
+    reply = player.put(1, label="4")
+    assert (reply.status_code, "runner_up is missing" in reply.json()["detail"]) == (422, True)
+    assert count(db, Response) == 0
+    assert player.put(1, label="none").status_code == 200, "where nothing is plausible there is no second"
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "a\\u0000b"])
+def test_text_that_no_database_keeps_is_refused(client: TestClient, db: Database, text: str) -> None:
+    for external in (f'{{"id": "{text}"}}', f'{{"{text}": "x"}}'):
+        reply = client.post(
+            "/api/sessions",
+            content=f'{{"study": "test", "consent": true, "external": {external}}}',
+            headers={"Content-Type": "application/json"},
+        )
+        assert reply.status_code == 422
+    assert count(db, Participant) == 0
+
+
+def test_a_comment_is_not_lost_to_an_empty_box(start: Start, db: Database) -> None:
+    """Stored by one tab, it stands in the box of the next; after an empty finish it can still be given, once."""
+    player, late = start(), start()
+    player.answer(until="commenting")
+    player.client.post(f"{player.base}/comments", json={"text": "B is clearer."})
+    assert ">B is clearer.</textarea>" in player.client.get(f"/s/{player.token}").text
+    late.answer(until="commenting")
+    late.client.post(f"/s/{late.token}/comments", data={"text": ""})
+    late.client.post(f"/s/{late.token}/comments", data={"text": "From the second tab."})
+    refused = late.client.post(f"/s/{late.token}/comments", data={"text": "Once more."})
+    assert refused.status_code == 409
+    assert "can no longer be changed" in refused.text
+    with db.read() as session:
+        assert session.scalars(select(Comment.text).order_by(Comment.participant_id)).all() == [
+            "B is clearer.",
+            "From the second tab.",
+        ]
+
+
+def test_a_locked_database_is_said_and_loses_nothing(
+    start: Start, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    player = start()
+    path = str(db.engine.url.database)
+    monkeypatch.setattr("app.db.BUSY_TIMEOUT_S", 0.1)
+    impatient = TestClient(create_app(Settings(f"sqlite:///{path}", SECRET)))
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        reply = Player(impatient, player.token).put(1, label="3", runner_up="4")
+        assert (reply.status_code, reply.headers["retry-after"]) == (503, "2")
+        assert player.token not in reply.text
+    assert Player(impatient, player.token).put(1, label="3", runner_up="4").status_code == 200
+    impatient.app.state.database.close()  # type: ignore[attr-defined]
+    assert count(db, Response) == 1
 
 
 def test_consent_is_needed(client: TestClient, db: Database) -> None:

@@ -137,6 +137,35 @@ def test_another_pack_of_the_same_name_makes_a_new_version(tmp_path: Path, datab
     assert freeze(database, path, NOON + timedelta(hours=2)) != before
 
 
+def test_a_pack_that_comes_back_is_in_use_again(
+    tmp_path: Path, database: Database, pack: pack_format.Pack
+) -> None:
+    path = tmp_path / "test.toml"
+    path.write_text(STUDY)
+    first = freeze(database, path)
+    other = make_pack(tmp_path / "packs" / "test-pack", seed=1)
+    for hours, content in enumerate((other, pack), start=1):
+        with database.write() as session:
+            import_pack(session, content, NOON + timedelta(hours=hours))
+            session.commit()
+        assert (freeze(database, path, NOON + timedelta(hours=hours)) == first) == (content is pack)
+
+
+def test_a_study_without_its_file_takes_no_new_participants(settings: Settings) -> None:
+    prepare(settings)
+    with TestClient(create_app(settings)) as client:
+        player = begin(client)
+        (settings.studies / "test.toml").rename(settings.studies / "other.toml")
+        assert prepare(settings) == ["other"]
+        assert "/study/other" in client.get("/").text
+        assert "/study/test" not in client.get("/").text
+        assert client.get("/study/test").status_code == 404
+        body = {"study": "test", "consent": True, "external": {}}
+        assert client.post("/api/sessions", json=body).status_code == 404
+        player.answer()
+        assert player.session()["state"] == "finished", "who has begun may finish"
+
+
 def test_a_pack_with_too_few_sources_cannot_carry_a_study(tmp_path: Path, database: Database) -> None:
     small = make_pack(tmp_path / "packs" / "small", name="small", sources=2)
     path = tmp_path / "test.toml"

@@ -176,7 +176,7 @@ def test_without_consent_one_clear_sentence(client: TestClient, db: Database) ->
 
 def test_what_does_not_exist_is_a_page_in_one_sentence(client: TestClient) -> None:
     for url, sentence in (
-        ("/study/nothing", "There is no study 'nothing' here."),
+        ("/study/nothing", "There is no study 'nothing' open here."),
         ("/s/nobody", "This link belongs to no session; please use the link you were given, whole."),
         ("/s/nobody/withdraw", "This link belongs to no session; please use the link you were given, whole."),
         ("/nothing", "There is nothing at this address."),
@@ -257,7 +257,7 @@ def test_a_broken_form_is_a_page(start: Start, db: Database, change: dict[str, s
     fields = form(player)
     text = assert_page(post(player, fields, **{"label": "3", "runner_up": "4"} | change), 422)
     assert next(iter(change)) in text
-    assert "the link to your session takes you back" in text
+    assert "the address of your session takes you back" in text
     assert count(db, Response) == 0
     missing = player.client.post(fields.action, data={"label": "3"})
     assert_page(missing, 422)
@@ -299,8 +299,9 @@ def test_a_form_from_an_old_page_leads_to_the_current_one(start: Start, db: Data
 
     player.answer(until="commenting")
     last = form(player)
-    for text in ("The end.", "The end.", "Another end."):
+    for text in ("The end.", "The end."):
         assert post(player, last, text=text).status_code == 303
+    assert post(player, last, text="Another end.").status_code == 409, "not stored, and said so"
     for fields, chosen in ((old, {"label": "5"}), (judging, {"plausible": "no"})):
         assert post(player, fields, **chosen).status_code == 303
     with db.read() as session:

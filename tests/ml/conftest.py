@@ -43,13 +43,13 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def _shrink(images: datasets.Images) -> datasets.Images:
-    smaller = [np.asarray(Image.fromarray(image[0]).resize((12, 12))) for image in images]
+    smaller = [np.asarray(Image.fromarray(image[0, 4:24, 4:24]).resize((12, 12))) for image in images]
     return np.stack(smaller)[:, None]
 
 
 @pytest.fixture(scope="session")
 def small_digits() -> datasets.Dataset:
-    """The digits at 12 x 12 pixels: the same learning problem for a fifth of the arithmetic."""
+    """The digits without their margin at 12 x 12 pixels: the same problem for a fifth of the arithmetic."""
     digits = datasets.load("digits")
     return dataclasses.replace(
         digits, train_images=_shrink(digits.train_images), test_images=_shrink(digits.test_images)

@@ -128,7 +128,7 @@ def test_the_manifest_says_how_the_pack_was_made(digits_run: Run) -> None:
         rate = model["success_rate_before_filter"]
         assert rate["rate"] == round(rate["count"] / rate["n"], 6)
         assert rate["count"] >= len(digits_run.pack.stimuli) / 3
-        assert model["clean_accuracy"] > 0.85
+        assert model["clean_accuracy"] > 0.8
 
 
 def test_the_summary_and_the_progress_are_shown(digits_run: Run) -> None:

@@ -140,6 +140,13 @@ def _set(*keys: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         (_set("models", value=[]), "models must be objects"),
         (_set("models", value={}), "models is missing or not a list"),
         (_set("models", value=["undefended"]), "models must be objects"),
+        (_set("models", value=[{"name": "x/y"}]), "the model's name 'x/y'"),
+        (_set("labels", value=["0", "1", "x" * 51]), "50 characters at most"),
+        (
+            _set("stimuli", 0, "iterations", value=10**30),
+            "iterations is missing or not a whole number from 0",
+        ),
+        (_set("stimuli", 0, "l2", value=10**400), "l2 is missing or not a finite number"),
         (_set("models", value=[{"name": "x"}, {"name": "x"}]), "two models have one name"),
         (_set("grids", value={"undefended": "0" * 64}), "is missing or not a string"),
         (_set("grids", "nobody", value="0" * 64), "grids names 'nobody'"),
