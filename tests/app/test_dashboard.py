@@ -162,7 +162,7 @@ def test_all_answers_the_same(researcher: TestClient, small: Pack, target: bool)
         if stimulus is None:
             return {"label": "none"}
         label = stimulus.target_label if target else stimulus.source_label
-        return {"label": label, "plausible": target, "rt_ms": 500}
+        return {"label": label, "runner_up": "none", "plausible": target, "rt_ms": 500}
 
     for _ in range(3):
         play(researcher, "test", [small], choose)

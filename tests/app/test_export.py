@@ -226,7 +226,7 @@ def test_the_export_command_writes_what_the_server_sends(
     researcher: TestClient, settings: Settings, pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(researcher, "test", [pack], PLAIN)
-    play(researcher, "test", [pack], lambda s: {"label": "1", "plausible": True})
+    play(researcher, "test", [pack], lambda s: {"label": "1", "runner_up": "2", "plausible": True})
     monkeypatch.setenv("DATABASE_URL", settings.database_url)
     monkeypatch.setenv("SECRET_KEY", settings.secret)
     assert cli.main(["export", "--study", "test", "--out", str(tmp_path / "out")]) == 0
