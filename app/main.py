@@ -1,6 +1,7 @@
 """The ASGI application: routes, error pages, static files."""
 
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,10 +14,12 @@ from fastapi.templating import Jinja2Templates
 from jinja2 import StrictUndefined
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from app import dashboard, pages, study
 from app.db import Database
 from app.participation import Refusal
+from app.security import CreationLimit, Guard
 from app.settings import ROOT, Settings, load
 
 
@@ -30,9 +33,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         database.close()
 
-    app = FastAPI(title="Reasonable Mistakes", lifespan=lifespan)
+    # No /docs and /redoc: their scripts come from another host. /openapi.json says the same.
+    app = _App(title="Reasonable Mistakes", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.state.database = database
+    app.state.creation_limit = CreationLimit()
     app.state.templates = Jinja2Templates(ROOT / "templates")
     app.state.templates.env.undefined = (
         StrictUndefined  # a misspelled name fails a test instead of showing nothing
@@ -47,6 +52,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(OperationalError, _busy)
     app.add_exception_handler(Exception, _failed)
     return app
+
+
+class _App(FastAPI):
+    """FastAPI with the guard around everything, the handler of unexpected errors included."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return Guard(super().build_middleware_stack())
 
 
 class _Static(StaticFiles):
@@ -72,7 +84,9 @@ def _failed(request: Request, error: Exception) -> Response:
 
 def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return _error(request, error.status, error.detail, error.more)
+    wait = error.more.get("retry_after")  # seconds
+    headers = None if wait is None else {"Retry-After": str(math.ceil(wait))}
+    return _error(request, error.status, error.detail, error.more, headers)
 
 
 def _invalid(request: Request, error: Exception) -> Response:
