@@ -22,12 +22,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Ids in the order of labelling and of judging, the practice images' ids, and the order of the grids."""
+    """Ids in the order of labelling and of judging, the clean images' ids, and the order of the grids.
+
+    `controls` gives, in order, (how many stimuli come before it, the clean image's id).
+    """
 
     labelling: tuple[int, ...]
     judging: tuple[int, ...]
     practice: tuple[int, ...]
     grids: tuple[str, ...]
+    controls: tuple[tuple[int, int], ...]
 
 
 def assign(
@@ -35,16 +39,18 @@ def assign(
     number: int,
     candidates: Sequence[Candidate],
     shown: Mapping[int, int],
-    practice_pool: Sequence[int],
+    clean_pool: Sequence[int],
     practice: int,
     grids: Sequence[str],
+    controls: int = 0,
 ) -> Assignment:
     """One stimulus for each (source label, model) cell, the cells in random order.
 
     `shown` counts how often each stimulus id has been shown; absent ids count 0. A cell's pack is drawn at random.
     Within a source label no source image comes twice. Among what is left the least-shown stimuli come first; of
     those, the ones whose (source, target) pair the other models have shown most, so that models are compared on the
-    same pairs; of those, one at random. Raises ValueError where a cell has no stimulus left.
+    same pairs; of those, one at random. Control images stand anywhere among the stimuli, never two in one place
+    while there is another. Raises ValueError where a cell has no stimulus left or the clean images do not suffice.
     """
     rng = random.Random(f"{seed}/{number}")  # a string seeds through SHA-512: the same on every machine
     by_cell: dict[tuple[str, str], list[Candidate]] = {}
@@ -77,12 +83,22 @@ def assign(
     rng.shuffle(judging)
     order = sorted(grids)
     rng.shuffle(order)
+    clean = rng.sample(sorted(clean_pool), practice + controls)
     return Assignment(
         labelling=tuple(chosen),
         judging=tuple(judging),
-        practice=tuple(rng.sample(sorted(practice_pool), practice)),
+        practice=tuple(clean[:practice]),
         grids=tuple(order),
+        controls=tuple(zip(_places(rng, controls, len(chosen)), clean[practice:], strict=True)),
     )
+
+
+def _places(rng: random.Random, controls: int, stimuli: int) -> list[int]:
+    """After how many stimuli each control image comes, in order."""
+    places: list[int] = []
+    while len(places) < controls:
+        places += rng.sample(range(1, stimuli + 1), min(controls - len(places), stimuli))
+    return sorted(places)
 
 
 def _pair(candidate: Candidate) -> tuple[str, int, str]:

@@ -15,11 +15,10 @@ from app.definition import Definition
 from app.export import responses_csv, results_json
 from app.figures import rates_figure
 from app.models import Participant, Study, Unmasking
-from app.pages import render
 from app.participation import Refusal
 from app.progress import Data
 from app.results import PackResults, Results
-from app.study import Db, now
+from app.web import Db, now, render
 
 router = APIRouter()
 researcher = APIRouter(dependencies=[Depends(auth.require_researcher)])

@@ -6,15 +6,16 @@ import re
 import tomllib
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyPack
 
 Question = Literal["label", "runner_up", "plausibility"]
+Language = Literal["en", "zh"]
 Outcome = Literal["human_fooled", "mistake_reasonable", "mistake_reasonable_direct"]
 
 NEEDS: dict[str, Question] = {"target_second": "runner_up", "mistake_reasonable_direct": "plausibility"}
@@ -22,7 +23,7 @@ NEEDS: dict[str, Question] = {"target_second": "runner_up", "mistake_reasonable_
 
 # Part of every version: raise it when the wording of a question in templates/ changes, as the answers before and
 # after are then answers to different questions.
-QUESTIONNAIRE = 1
+QUESTIONNAIRE = 2
 
 
 class DefinitionError(ValueError):
@@ -47,6 +48,14 @@ class Exclusions(_Strict):
 
     min_median_label_rt_ms: float | None = Field(default=None, gt=0)  # answers faster than reading
     max_same_label_share: float | None = Field(default=None, gt=0, le=1)  # one key for everything
+    min_controls_right: int | None = Field(default=None, ge=1)  # control images read as what they are
+
+
+class Recruitment(_Strict):
+    """What happens when a recruiter's id comes a second time: a recruiter sends one person, not two."""
+
+    # "resume": the same session again, on any device; "refuse": a page that says so; "new": another session.
+    returning: Literal["resume", "refuse", "new"] = "resume"
 
 
 class Completion(_Strict):
@@ -67,6 +76,12 @@ class Texts(_Strict):
     contact: str
 
 
+class Translation(Texts):
+    """The title and texts in another language."""
+
+    title: str = Field(min_length=1, max_length=200)
+
+
 class Definition(_Strict):
     """A study, as its TOML file says it."""
 
@@ -74,14 +89,23 @@ class Definition(_Strict):
     packs: list[str] = Field(min_length=1)
     seed: int = Field(ge=0)
     trials: int = Field(default=30, ge=1)
-    practice: int = Field(default=2, ge=0, le=20)
+    practice: int = Field(default=2, ge=0, le=20)  # clean images, before the others
+    controls: int = Field(default=0, ge=0, le=20)  # clean images among the others; never in the rates
+    pause_after: int | None = Field(default=None, ge=2)  # images; then a pause, in both parts
     questions: list[Question] = ["label", "runner_up", "plausibility"]
+    rotate_questions: bool = False  # half of the participants are asked for the runner-up first
+    min_answer_ms: int = Field(
+        default=200, ge=0, le=5000
+    )  # after an image appears, what comes sooner is no answer
     comments: bool = True
     target_participants: int = Field(ge=2)
     primary: Primary
     exclusions: Exclusions = Exclusions()
     completion: Completion = Completion()
+    recruitment: Recruitment = Recruitment()
+    language: Language = "en"  # of the title and the texts
     texts: Texts
+    translations: dict[Language, Translation] = {}
 
     @model_validator(mode="after")
     def _coherent(self) -> "Definition":
@@ -97,7 +121,31 @@ class Definition(_Strict):
             raise ValueError("primary.a and primary.b must be two models")
         if not self.asks(self.primary.outcome):
             raise ValueError(f"the primary outcome needs the question {NEEDS[self.primary.outcome]!r}")
+        if self.rotate_questions and "runner_up" not in self.questions:
+            raise ValueError("rotate_questions needs the question 'runner_up'")
+        if (self.exclusions.min_controls_right or 0) > self.controls:
+            raise ValueError(f"exclusions.min_controls_right is more than the {self.controls} controls")
+        if self.language in self.translations:
+            raise ValueError(f"translations.{self.language} repeats the language of [texts]")
         return self
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages that the study's pages come in, its own first."""
+        return [self.language, *self.translations]
+
+    @property
+    def images(self) -> int:
+        """How many images a participant labels, practice apart."""
+        return self.trials + self.controls
+
+    def translated(self, language: str) -> "Definition":
+        """The same study with the title and the texts in one of `languages`."""
+        found = self.translations.get(cast(Language, language))
+        if found is None:
+            return self
+        texts = Texts(**found.model_dump(exclude={"title"}))
+        return self.model_copy(update={"title": found.title, "texts": texts})
 
     def asks(self, outcome: str) -> bool:
         """Whether the study's questions give this outcome."""
@@ -216,7 +264,13 @@ def _check_packs(session: Session, definition: Definition, packs: list[Pack], pa
             f"{path}: trials must be {cells}, one for each of {len(first.labels)} labels "
             f"and {len(first.models)} models"
         )
-    if definition.practice and not session.scalar(
-        select(CleanImage.id).where(CleanImage.pack_id.in_([p.id for p in packs]), CleanImage.role == "clean")
-    ):
-        raise DefinitionError(f"{path}: practice needs a pack with clean images; set practice = 0")
+    needed = definition.practice + definition.controls
+    clean = session.scalar(
+        select(func.count(CleanImage.id.distinct())).where(
+            CleanImage.pack_id.in_([p.id for p in packs]), CleanImage.role == "clean"
+        )
+    )
+    if needed > (clean or 0):
+        raise DefinitionError(
+            f"{path}: {needed} practice and control images are needed; the packs have {clean or 0} clean ones"
+        )

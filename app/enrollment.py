@@ -1,13 +1,17 @@
-"""A participant begins: number, token, and all trials assigned in one transaction."""
+"""A participant begins, or comes back: number, token, and all trials assigned in one transaction."""
 
 import secrets
+import uuid
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
-from app.assignment import Candidate, assign
+from app.assignment import Assignment, Candidate, assign
+from app.definition import Definition
+from app.i18n import N_
 from app.models import CleanImage, Pack, Participant, RecruiterId, Response, Stimulus, Study, Trial
 from app.participation import ALPHABET, Refusal
 from app.stats import placebo_label
@@ -15,17 +19,74 @@ from app.stats import placebo_label
 SIMULATED = "simulated"  # the external id that `python -m app simulate` marks its participants with
 ABANDONED_AFTER = timedelta(hours=2)  # an unfinished session this long silent no longer holds its images
 
+# The names in a recruiter's link that stand for one person: Prolific, MTurk, SONA, plain links.
+PERSONAL = ("PROLIFIC_PID", "workerId", "survey_code", "id")
+# Further names that are kept from such a link.
+RECRUITER_KEYS = (*PERSONAL, "STUDY_ID", "SESSION_ID", "assignmentId", "hitId")
 
-def start(session: Session, slug: str, external: dict[str, str], now: datetime) -> Participant:
-    """A new participant with a new token and all trials assigned; committed."""
-    study = definitions.active(session, slug)
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a client sends to begin a session."""
+
+    slug: str
+    external: dict[str, str]  # from the recruiter's link
+    request_id: uuid.UUID | None = None  # the client's own: asking again begins no second session
+    language: str | None = None  # of LANGUAGES; None: the study's own
+
+    @property
+    def person(self) -> tuple[str, str] | None:
+        """(name, value) of the id that stands for one person; simulated participants are nobody."""
+        if SIMULATED in self.external:
+            return None
+        return next(((name, self.external[name]) for name in PERSONAL if name in self.external), None)
+
+
+def returning(session: Session, beginning: Beginning) -> Participant | None:
+    """The participant who sent this request before, or whom the recruiter has sent here before."""
+    if beginning.request_id is not None:
+        known = session.scalar(
+            select(Participant)
+            .join(Study)
+            .where(Participant.request_id == beginning.request_id, Study.slug == beginning.slug)
+        )
+        if known is not None:
+            return known
+    if beginning.person is None:
+        return None
+    name, value = beginning.person
+    return session.scalar(
+        select(Participant)
+        .join(RecruiterId)
+        .where(
+            RecruiterId.identifies_in == beginning.slug, RecruiterId.name == name, RecruiterId.value == value
+        )
+    )
+
+
+def readmit(participant: Participant, beginning: Beginning) -> Participant:
+    """The returning participant. Raises Refusal 409 where the study's policy is to refuse them."""
+    definition = definitions.of(participant.study)
+    if participant.request_id is not None and participant.request_id == beginning.request_id:
+        return participant
+    if definition.recruitment.returning == "refuse":
+        raise Refusal(409, N_("This link has been used already; a second session is not possible."))
+    return participant
+
+
+def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
+    """A new participant with a new token and all trials assigned; committed.
+
+    Who may be `returning` is asked for before, in the same writing session.
+    """
+    study = definitions.active(session, beginning.slug)
     if study is None or not study.open:
-        raise Refusal(404, f"There is no study {slug!r} open here.")
+        raise Refusal(404, N_("There is no study “%(slug)s” open here."), {"slug": beginning.slug})
     # Two who arrive together must not get one number: on PostgreSQL the row lock serializes them, on SQLite the
     # write lock of the transaction does.
     session.execute(select(Study.id).where(Study.id == study.id).with_for_update())
     definition = definitions.of(study)
-    simulated = SIMULATED in external
+    simulated = SIMULATED in beginning.external
     last = session.scalar(select(func.max(Participant.number)).where(Participant.study_id == study.id))
     number = (last or 0) + 1
     pack_ids = [link.pack_id for link in study.packs]
@@ -36,19 +97,27 @@ def start(session: Session, slug: str, external: dict[str, str], now: datetime) 
             number=number,
             candidates=list(candidates.values()),
             shown=exposures(session, study.id, simulated, now),
-            practice_pool=session.scalars(
+            clean_pool=session.scalars(
                 select(CleanImage.id).where(CleanImage.pack_id.in_(pack_ids), CleanImage.role == "clean")
             ).all(),
             practice=definition.practice,
+            controls=definition.controls,
             grids=[f"{link.pack.name}/{model}" for link in study.packs for model in sorted(link.pack.grids)],
         )
     except ValueError as error:
-        raise Refusal(409, f"This study cannot take participants: {error}.") from error
+        raise Refusal(
+            409, N_("This study cannot take participants: %(reason)s."), {"reason": str(error)}
+        ) from error
+    language = beginning.language if beginning.language in definition.languages else definition.language
     participant = Participant(
         study_id=study.id,
         number=number,
         token=secrets.token_urlsafe(24),
-        pseudonym="P-" + "".join(secrets.choice(ALPHABET) for _ in range(8)),
+        pseudonym="P-" + _drawn(8),
+        withdrawal_code="-".join(_drawn(4) for _ in range(3)),
+        request_id=beginning.request_id,
+        language=language,
+        runner_up_first=definition.rotate_questions and number % 2 == 0,
         simulated=simulated,
         grid_order=list(assignment.grids),
         consented_at=now,
@@ -56,6 +125,35 @@ def start(session: Session, slug: str, external: dict[str, str], now: datetime) 
     )
     session.add(participant)
     session.flush()
+    session.add_all(_trials(session, study, definition, participant.id, assignment, candidates))
+    once = definition.recruitment.returning != "new"
+    session.add_all(
+        RecruiterId(
+            participant_id=participant.id,
+            name=name,
+            value=value,
+            identifies_in=beginning.slug if once and (name, value) == beginning.person else None,
+        )
+        for name, value in beginning.external.items()
+    )
+    session.commit()
+    return participant
+
+
+def _drawn(length: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(length))
+
+
+def _trials(
+    session: Session,
+    study: Study,
+    definition: Definition,
+    participant_id: int,
+    assignment: Assignment,
+    candidates: dict[int, Candidate],
+) -> list[Trial]:
+    """Practice first, then the stimuli with the control images among them."""
+    pack_ids = [link.pack_id for link in study.packs]
     clean = dict(
         session.execute(
             select(CleanImage.id, CleanImage.sha256).where(CleanImage.pack_id.in_(pack_ids))
@@ -67,30 +165,31 @@ def start(session: Session, slug: str, external: dict[str, str], now: datetime) 
     labels = study.packs[0].pack.labels
     judging = {stimulus: order for order, stimulus in enumerate(assignment.judging, start=1)}
     judged = "plausibility" in definition.questions
-    session.add_all(
-        Trial(participant_id=participant.id, position=position, kind="practice", sha256=clean[image])
-        for position, image in enumerate(assignment.practice, start=1)
-    )
-    for position, stimulus in enumerate(assignment.labelling, start=1 + definition.practice):
-        shown = candidates[stimulus]
-        session.add(
-            Trial(
-                participant_id=participant.id,
-                position=position,
-                judging_order=judging[stimulus] if judged else None,
-                kind="main",
-                stimulus_id=stimulus,
-                sha256=images[stimulus],
-                placebo_label=placebo_label(
-                    definition.seed, images[stimulus], shown.source_label, shown.target_label, labels
-                ),
-            )
+    trials: list[Trial] = []
+
+    def add(kind: str, sha256: str, **more: object) -> None:
+        position = len(trials) + 1
+        trials.append(
+            Trial(participant_id=participant_id, position=position, kind=kind, sha256=sha256, **more)
         )
-    session.add_all(
-        RecruiterId(participant_id=participant.id, name=name, value=value) for name, value in external.items()
-    )
-    session.commit()
-    return participant
+
+    for image in assignment.practice:
+        add("practice", clean[image], clean_image_id=image)
+    for place, stimulus in enumerate(assignment.labelling, start=1):
+        shown = candidates[stimulus]
+        add(
+            "main",
+            images[stimulus],
+            judging_order=judging[stimulus] if judged else None,
+            stimulus_id=stimulus,
+            placebo_label=placebo_label(
+                definition.seed, images[stimulus], shown.source_label, shown.target_label, labels
+            ),
+        )
+        for after, image in assignment.controls:
+            if after == place:
+                add("control", clean[image], clean_image_id=image)
+    return trials
 
 
 def exposures(session: Session, study_id: int, simulated: bool, now: datetime) -> dict[int, int]:

@@ -16,11 +16,14 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app import dashboard, pages, study
+from app import dashboard, entrance, i18n, pages, study, web
 from app.db import Database
+from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.participation import Refusal
 from app.security import CreationLimit, Guard
 from app.settings import ROOT, Settings, load
+
+RETRY_S = 2  # what a client is told to wait while nothing can be stored
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -42,7 +45,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.templates.env.undefined = (
         StrictUndefined  # a misspelled name fails a test instead of showing nothing
     )
+    i18n.install(app.state.templates.env)
     app.include_router(study.router)
+    app.include_router(entrance.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(dashboard.router)
     app.mount("/static", _Static(directory=ROOT / "static"), name="static")
@@ -71,22 +76,19 @@ class _Static(StaticFiles):
 
 
 def _busy(request: Request, error: Exception) -> Response:
-    """The database is locked for longer than a request waits, or away: nothing was stored, trying again helps."""
-    logging.getLogger("uvicorn.error").error("the database is busy or away: %s", error)
-    detail = "The database is busy; nothing was stored. Please try again in a moment."
-    return _error(request, 503, detail, {}, {"Retry-After": "2"})
+    """The database is locked for longer than a request waits, full, or away: nothing was stored; again helps."""
+    logging.getLogger("uvicorn.error").error("the database is busy, full or away: %s", error)
+    return _refused(
+        request,
+        Refusal(
+            503, N_("Nothing could be stored just now; please try again in a moment."), retry_after=RETRY_S
+        ),
+    )
 
 
 def _failed(request: Request, error: Exception) -> Response:
     """A fault of ours: logged by the server, and said without its insides."""
-    return _error(request, 500, "Something went wrong on the server; please try again.", {})
-
-
-def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    wait = error.more.get("retry_after")  # seconds
-    headers = None if wait is None else {"Retry-After": str(math.ceil(wait))}
-    return _error(request, error.status, error.detail, error.more, headers)
+    return _refused(request, Refusal(500, N_("Something went wrong on the server; please try again.")))
 
 
 def _invalid(request: Request, error: Exception) -> Response:
@@ -95,31 +97,37 @@ def _invalid(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
     if first["type"] == "json_invalid":
-        return _error(request, 422, "The body is not valid JSON.", {})
+        return _refused(request, Refusal(422, N_("The body is not valid JSON.")))
     message = str(first["msg"]).removeprefix("Value error, ")
-    return _error(request, 422, f"{where or 'body'}: {message[:1].lower()}{message[1:]}.", {})
+    values = {"where": where or "body", "what": f"{message[:1].lower()}{message[1:]}"}
+    return _refused(request, Refusal(422, N_("%(where)s: %(what)s."), values))
 
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    details = {
-        400: "The request could not be read.",
-        404: "There is nothing at this address.",
-        405: "This address does not take that method.",
+    messages = {
+        400: N_("The request could not be read."),
+        404: N_("There is nothing at this address."),
+        405: N_("This address does not take that method."),
     }
-    return _error(
-        request, error.status_code, details.get(error.status_code, str(error.detail)), {}, error.headers
-    )
+    refusal = Refusal(error.status_code, messages.get(error.status_code, str(error.detail)))
+    response = _refused(request, refusal)
+    response.headers.update(error.headers or {})
+    return response
 
 
-def _error(
-    request: Request, status: int, detail: str, more: dict[str, object], headers: object = None
-) -> Response:
-    """JSON for programs, a page for people."""
+def _refused(request: Request, error: Exception) -> Response:
+    """JSON for programs, a page in the visitor's language for people."""
+    assert isinstance(error, Refusal)
     path = request.url.path
-    kept = {str(k): str(v) for k, v in headers.items()} if isinstance(headers, dict) else {}
     if path.startswith(("/api/", "/stimuli/")) or path.endswith((".json", ".csv", ".zip")):
-        return JSONResponse({"detail": detail, **more}, status_code=status, headers=kept)
-    response = pages.render(request, "error.html", status=status, status_code=status, detail=detail)
-    response.headers.update(kept)
+        response: Response = JSONResponse({"detail": error.detail, **error.more}, status_code=error.status)
+    else:
+        researchers = path.startswith(("/results", "/signin"))
+        language = SOURCE if researchers else web.language_of(request, list(LANGUAGES))
+        detail = translate(language, error.message, **error.values)
+        context = {"status_code": error.status, "detail": detail}
+        response = web.render(request, "error.html", error.status, language, **context)
+    if (wait := error.more.get("retry_after")) is not None:
+        response.headers["Retry-After"] = str(math.ceil(wait))
     return response

@@ -171,12 +171,19 @@ class Participant(Base):
     __table_args__ = (
         UniqueConstraint("study_id", "number"),
         UniqueConstraint("study_id", "pseudonym"),
+        CheckConstraint("(withdrawn_at is null) = (deleted is null)", name="withdrawal_is_whole"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
     number: Mapped[int]  # 1, 2, ... in the order of arrival; enters the assignment
     token: Mapped[str] = mapped_column(String(64), unique=True)  # the secret part of this person's link
     pseudonym: Mapped[str] = mapped_column(String(20))  # drawn apart from the token; the only name in exports
+    withdrawal_code: Mapped[str] = mapped_column(String(20), unique=True)  # private; deletes without the link
+    request_id: Mapped[uuid.UUID | None] = mapped_column(
+        unique=True
+    )  # the client's: asking again begins nothing
+    language: Mapped[str] = mapped_column(String(10))  # of the pages, and at first of the consent
+    runner_up_first: Mapped[bool]  # where the study rotates its questions: which one stands first
     simulated: Mapped[bool]
     grid_order: Mapped[list[str]]  # "pack/model", as the unnamed grids are shown: A, B, C, ...
     consented_at: Mapped[datetime]
@@ -184,6 +191,9 @@ class Participant(Base):
     finished_at: Mapped[datetime | None]
     completion_code: Mapped[str | None] = mapped_column(String(100))
     withdrawn_at: Mapped[datetime | None]
+    deleted: Mapped[dict[str, Any] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # rows that it deleted, by kind
 
     study: Mapped[Study] = relationship()
 
@@ -192,9 +202,12 @@ class RecruiterId(Base):
     """What a recruiter put into the link (PROLIFIC_PID and so on): apart from the answers, never exported."""
 
     __tablename__ = "recruiter_ids"
+    __table_args__ = (UniqueConstraint("identifies_in", "name", "value"),)
     participant_id: Mapped[int] = mapped_column(ForeignKey("participants.id"), primary_key=True)
     name: Mapped[str] = mapped_column(String(50), primary_key=True)
     value: Mapped[str] = mapped_column(String(200))
+    # The study (all versions) in which this id has one session and no second; null where it may have several.
+    identifies_in: Mapped[str | None] = mapped_column(String(60))
 
 
 class Trial(Base):
@@ -210,6 +223,7 @@ class Trial(Base):
             "kind <> 'main' or (stimulus_id is not null and placebo_label is not null)",
             name="main_is_complete",
         ),
+        CheckConstraint("(kind = 'main') = (clean_image_id is null)", name="others_are_clean"),
     )
     id: Mapped[int] = mapped_column(primary_key=True)
     participant_id: Mapped[int] = mapped_column(ForeignKey("participants.id"))
@@ -217,6 +231,7 @@ class Trial(Base):
     judging_order: Mapped[int | None]  # null where it is never judged
     kind: Mapped[str] = mapped_column(String(10))
     stimulus_id: Mapped[int | None] = mapped_column(ForeignKey("stimuli.id"), index=True)
+    clean_image_id: Mapped[int | None] = mapped_column(ForeignKey("clean_images.id"))  # practice and control
     sha256: Mapped[str] = mapped_column(ForeignKey("images.sha256"))
     placebo_label: Mapped[str | None] = mapped_column(String(50))
 

@@ -5,16 +5,18 @@ Every function that stores takes a writing session and commits; a Refusal stores
 
 import secrets
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Row, Select, delete, select
+from sqlalchemy import Row, Select, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app.definition import Definition
+from app.i18n import N_, SOURCE, translate
 from app.models import (
     NONE_PLAUSIBLE,
     Comment,
@@ -35,13 +37,24 @@ ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # no 0/O, 1/I: pseudonyms and cod
 
 
 class Refusal(Exception):
-    """A request that must not be carried out: HTTP status, one sentence, and what else the client should know."""
+    """A request that must not be carried out: HTTP status, one sentence, and what else the client should know.
 
-    def __init__(self, status: int, detail: str, **more: Any) -> None:
-        super().__init__(detail)
+    The sentence is a text of the catalogs; `values` fill its %(names)s.
+    """
+
+    def __init__(
+        self, status: int, message: str, values: Mapping[str, object] | None = None, **more: Any
+    ) -> None:
         self.status = status
-        self.detail = detail
+        self.message = message
+        self.values = values or {}
         self.more = more
+        super().__init__(self.detail)
+
+    @property
+    def detail(self) -> str:
+        """The sentence in English, for programs."""
+        return translate(SOURCE, self.message, **self.values)
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,15 @@ class SessionView:
     state: State
 
     @property
+    def questions(self) -> list[str]:
+        """The questions in the order in which this participant is asked."""
+        asked: list[str] = list(self.definition.questions)
+        if self.participant.runner_up_first:
+            first, second = asked.index("label"), asked.index("runner_up")
+            asked[min(first, second)], asked[max(first, second)] = "runner_up", "label"
+        return asked
+
+    @property
     def next_position(self) -> int | None:
         if self.state == "labelling":
             return next(t.position for t in self.trials if not t.labelled)
@@ -78,15 +100,28 @@ class SessionView:
         for trial in self.trials:
             if trial.position == position:
                 return trial
-        raise Refusal(404, f"This session has no image {position}; it has images 1 to {len(self.trials)}.")
+        raise Refusal(
+            404,
+            N_("This session has no image %(position)s; it has images 1 to %(last)s."),
+            {"position": position, "last": len(self.trials)},
+        )
 
     def progress(self) -> tuple[int, int]:
-        """(which image of this phase comes now, of how many), practice left out."""
+        """(which image of this phase comes now, of how many); practice counts apart."""
         if self.state == "judging":
             judged = [t for t in self.trials if t.judging_order is not None]
             return sum(t.judged for t in judged) + 1, len(judged)
-        real = [t for t in self.trials if t.kind != "practice"]
-        return sum(t.labelled for t in real) + 1, len(real)
+        practicing = any(t.kind == "practice" and not t.labelled for t in self.trials)
+        counted = [t for t in self.trials if (t.kind == "practice") == practicing]
+        return sum(t.labelled for t in counted) + 1, len(counted)
+
+    @property
+    def pause_is_due(self) -> bool:
+        """Whether a block of the study's `pause_after` images has just ended and more are to come."""
+        number, total = self.progress()
+        every = self.definition.pause_after
+        in_part = self.state == "judging" or self.trial(self.next_position or 1).kind != "practice"
+        return bool(every and in_part and 1 < number <= total and (number - 1) % every == 0)
 
     def _unjudged(self) -> list[TrialView]:
         return [t for t in self.trials if t.judging_order is not None and not t.judged]
@@ -100,7 +135,7 @@ def view(session: Session, token: str, lock: bool = False) -> SessionView:
     query = select(Participant).where(Participant.token == token)
     participant = session.scalar(query.with_for_update() if lock else query)
     if participant is None:
-        raise Refusal(404, "This link belongs to no session; please use the link you were given, whole.")
+        raise Refusal(404, N_("This link belongs to no session; please use the link you were given, whole."))
     study = participant.study
     definition = definitions.of(study)
     rows = session.execute(
@@ -251,7 +286,9 @@ def record_comment(
             session.merge(Comment(participant_id=here.participant.id, text=text, written_at=now))
             session.commit()
             return here
-        raise Refusal(409, "The session is finished; its comment can no longer be changed.", state="finished")
+        raise Refusal(
+            409, N_("The session is finished; its comment can no longer be changed."), state="finished"
+        )
     if here.state != "commenting":
         raise _out_of_order(here)
     if stored is None:
@@ -276,7 +313,8 @@ def finish(session: Session, token: str, now: datetime) -> SessionView:
         missing += sum(not t.judged for t in here.trials if t.judging_order is not None)
         raise Refusal(
             409,
-            f"{missing} answers are still missing; the next one is image {here.next_position}.",
+            N_("%(missing)s answers are still missing; the next one is image %(next)s."),
+            {"missing": missing, "next": here.next_position},
             next_position=here.next_position,
             state=here.state,
         )
@@ -290,17 +328,52 @@ def withdraw(session: Session, token: str, now: datetime) -> SessionView:
     here = view(session, token, lock=True)
     if here.state == "withdrawn":
         return here
+    deleted = stored_about(session, here.participant)
     trials = select(Trial.id).where(Trial.participant_id == here.participant.id)
     session.execute(delete(Response).where(Response.trial_id.in_(trials)))
     session.execute(delete(Judgment).where(Judgment.trial_id.in_(trials)))
     for table in (Trial, Comment, RecruiterId):
         session.execute(delete(table).where(table.participant_id == here.participant.id))
+    here.participant.deleted = deleted
     here.participant.withdrawn_at = now
     here.participant.finished_at = None
     here.participant.completion_code = None
     session.commit()
     session.expire_all()
     return view(session, token)
+
+
+def stored_about(session: Session, participant: Participant) -> dict[str, int]:
+    """How many rows a withdrawal has to delete, counted in the database: what it says before, and proves after."""
+    own = Trial.participant_id == participant.id
+    counts = {
+        "labels": select(func.count()).select_from(Response).join(Trial).where(own),
+        "judgments": select(func.count()).select_from(Judgment).join(Trial).where(own),
+        "images": select(func.count()).select_from(Trial).where(own),
+        "comments": select(func.count())
+        .select_from(Comment)
+        .where(Comment.participant_id == participant.id, Comment.text != ""),
+        "recruiter_ids": select(func.count())
+        .select_from(RecruiterId)
+        .where(RecruiterId.participant_id == participant.id),
+    }
+    return {name: session.scalar(query) or 0 for name, query in counts.items()}
+
+
+def token_of_code(session: Session, code: str) -> str | None:
+    """The session that a private withdrawal code belongs to; typed with or without hyphens, in any case."""
+    letters = "".join(code.upper().replace("-", " ").split())
+    hyphenated = "-".join(letters[i : i + 4] for i in range(0, len(letters), 4))
+    return session.scalar(select(Participant.token).where(Participant.withdrawal_code == hyphenated))
+
+
+def speak(session: Session, token: str, language: str) -> None:
+    """Show this participant's pages in another of the study's languages; committed."""
+    here = view(session, token, lock=True)
+    if language not in here.definition.languages:
+        raise Refusal(422, N_("This study does not come in that language."))
+    here.participant.language = language
+    session.commit()
 
 
 def _finish(participant: Participant, definition: Definition, now: datetime) -> None:
@@ -314,27 +387,31 @@ def _finish(participant: Participant, definition: Definition, now: datetime) -> 
 def _open_session(session: Session, token: str) -> SessionView:
     here = view(session, token, lock=True)
     if here.state == "withdrawn":
-        raise Refusal(409, "This session was withdrawn; its answers are deleted and no more are stored.")
+        raise Refusal(409, N_("This session was withdrawn; its answers are deleted and no more are stored."))
     return here
 
 
 def _valid_labels(here: SessionView, label: str, runner_up: str | None) -> str | None:
     """The runner-up as it is stored. Raises Refusal 422 for labels that make no sense."""
     choices = [*here.labels, NONE_PLAUSIBLE]
+
+    def refuse(message: str, **values: object) -> Refusal:
+        return Refusal(422, message, {"choices": ", ".join(choices)} | values)
+
     if label not in choices:
-        raise Refusal(422, f"{label!r} is not one of the labels {', '.join(choices)}.")
+        raise refuse(N_("“%(label)s” is not one of the labels %(choices)s."), label=label)
     if "runner_up" not in here.definition.questions:
         if runner_up not in (None, NONE_PLAUSIBLE):
-            raise Refusal(422, "This study does not ask for a runner_up.")
+            raise refuse(N_("This study does not ask for a runner_up."))
         return None
     if runner_up is None:
         return NONE_PLAUSIBLE
     if runner_up not in choices:
-        raise Refusal(422, f"{runner_up!r} is not one of the labels {', '.join(choices)}.")
+        raise refuse(N_("“%(label)s” is not one of the labels %(choices)s."), label=runner_up)
     if runner_up == label and label != NONE_PLAUSIBLE:
-        raise Refusal(422, f"The runner_up must differ from the label; both are {label!r}.")
+        raise refuse(N_("The runner_up must differ from the label; both are “%(label)s”."), label=label)
     if label == NONE_PLAUSIBLE and runner_up != NONE_PLAUSIBLE:
-        raise Refusal(422, "Where no label is plausible there is no runner_up; send 'none' for both.")
+        raise refuse(N_("Where no label is plausible there is no runner_up; send “none” for both."))
     return runner_up
 
 
@@ -345,7 +422,7 @@ def _same_or_refuse(
         return
     raise Refusal(
         409,
-        "This image has another answer already; the first one counts.",
+        N_("This image has another answer already; the first one counts."),
         stored=truth | {"answer_id": str(stored_id)},
         next_position=here.next_position,
         state=here.state,
@@ -355,8 +432,10 @@ def _same_or_refuse(
 def _out_of_order(here: SessionView) -> Refusal:
     more = {"next_position": here.next_position, "state": here.state}
     if here.next_position is None:
-        return Refusal(409, f"This session is at {here.state}; there is no such question to answer.", **more)
-    return Refusal(409, f"This session is at {here.state}, image {here.next_position}.", **more)
+        message = N_("This session is at %(state)s; there is no such question to answer.")
+    else:
+        message = N_("This session is at %(state)s, image %(next_position)s.")
+    return Refusal(409, message, more, **more)
 
 
 def _response_of(here: SessionView, position: int) -> Select[Response]:
@@ -380,5 +459,5 @@ def _commit_answer(session: Session, here: SessionView, now: datetime) -> Sessio
     except IntegrityError as error:
         # The constraints are the last guard: this trial is answered, or the answer_id was used for another one.
         session.rollback()
-        raise Refusal(409, "This answer_id belongs to another answer; nothing was stored.") from error
+        raise Refusal(409, N_("This answer_id belongs to another answer; nothing was stored.")) from error
     return view(session, here.participant.token)

@@ -1,19 +1,20 @@
 """The participant's JSON API: shapes are checked here; `participation` checks the meaning and commits, in one
 transaction, before the reply goes out."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 from sqlalchemy import select
 
-from app import enrollment, participation
-from app.db import Database
+from app import participation
+from app.enrollment import Beginning
+from app.i18n import N_
 from app.models import NONE_PLAUSIBLE, Image
 from app.participation import Refusal, SessionView
+from app.web import Db, enroll, now
 
 router = APIRouter()
 
@@ -54,8 +55,12 @@ class _Body(BaseModel):
 
 
 class NewSession(_Body):
+    """`request_id` is the client's own: sent again after a lost reply, it begins no second session."""
+
     study: str = Field(max_length=60)
     consent: Literal[True]
+    request_id: UUID | None = None
+    language: Annotated[str, Field(max_length=10)] | None = None
     external: Annotated[dict[str, StrictStr], AfterValidator(_bounded)] = {}
 
 
@@ -82,23 +87,12 @@ class CommentBody(_Body):
     )
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-def database(request: Request) -> Database:
-    found: Database = request.app.state.database
-    return found
-
-
-Db = Annotated[Database, Depends(database)]
-
-
 @router.post("/api/sessions", status_code=201)
-def create_session(body: NewSession, db: Db) -> dict[str, str]:
-    with db.write() as session:
-        participant = enrollment.start(session, body.study, body.external, now())
-        return {"token": participant.token, "url": f"/s/{participant.token}"}
+def create_session(request: Request, body: NewSession) -> dict[str, str]:
+    """201 also for one who comes back: what is asked for, a session of this person, is there."""
+    beginning = Beginning(body.study, body.external, body.request_id, body.language)
+    participant = enroll(request, beginning)
+    return {"token": participant.token, "url": f"/s/{participant.token}"}
 
 
 @router.get("/api/sessions/{token}")
@@ -112,7 +106,7 @@ def put_label(token: str, position: int, body: LabelAnswer, db: Db) -> dict[str,
     with db.write() as session:
         asked = "runner_up" in participation.view(session, token).definition.questions
         if asked and "runner_up" not in body.model_fields_set and body.label not in (None, NONE_PLAUSIBLE):
-            raise Refusal(422, "runner_up is missing; send 'none' where no other label is plausible.")
+            raise Refusal(422, N_("runner_up is missing; send “none” where no other label is plausible."))
         here = participation.record_label(
             session,
             token,
@@ -158,7 +152,13 @@ def post_finish(token: str, db: Db) -> dict[str, Any]:
 def post_withdraw(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
         here = participation.withdraw(session, token, now())
-        return {"state": here.state, "deleted": True}
+        left = participation.stored_about(session, here.participant)
+        return {
+            "state": here.state,
+            "deleted": True,
+            "rows_deleted": here.participant.deleted,
+            "rows_left": sum(left.values()),
+        }
 
 
 @router.get("/stimuli/{sha256}.png")
@@ -166,7 +166,7 @@ def read_image(sha256: str, db: Db) -> Response:
     with db.read() as session:
         png = session.scalar(select(Image.png).where(Image.sha256 == sha256))
     if png is None:
-        raise Refusal(404, "There is no image of this name here.")
+        raise Refusal(404, N_("There is no image of this name here."))
     return Response(
         png, media_type="image/png", headers={"Cache-Control": "public, max-age=31536000, immutable"}
     )
@@ -184,7 +184,7 @@ def describe(here: SessionView) -> dict[str, Any]:
         "study": here.study.slug,
         "state": here.state,
         "labels": here.labels,
-        "questions": list(here.definition.questions),
+        "questions": here.questions,
         "trials_total": len(here.trials),
         "next_position": here.next_position,
         "trials": [

@@ -1,0 +1,187 @@
+"""The pages before a session: studies, information and consent, coming back, withdrawal by the private code."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
+from uuid import uuid4
+
+from fastapi import APIRouter, Depends, Form, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app import definition as definitions
+from app import enrollment, participation
+from app.definition import Definition
+from app.enrollment import RECRUITER_KEYS, Beginning
+from app.i18n import LANGUAGES, N_, translate
+from app.models import Participant, Study
+from app.participation import Refusal
+from app.web import Db, enroll, language_of, parsed_uuid, render
+
+router = APIRouter(default_response_class=HTMLResponse)
+
+COOKIE = "session"  # the session begun in this browser, for whoever comes back without a recruiter's id
+COOKIE_FOR_S = 90 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class StudyCard:
+    slug: str
+    definition: Definition
+
+
+@router.get("/")
+def studies(request: Request, db: Db) -> Response:
+    language = language_of(request, list(LANGUAGES))
+    with db.read() as session:
+        slugs = session.scalars(select(Study.slug).group_by(Study.slug).order_by(func.min(Study.id))).all()
+        active = [definitions.active(session, slug) for slug in slugs]
+        cards = [
+            StudyCard(study.slug, definitions.of(study).translated(language))
+            for study in active
+            if study and study.open
+        ]
+    return render(
+        request, "studies.html", language=language, studies=cards, switch=_switch(request, LANGUAGES)
+    )
+
+
+@router.get("/study/{slug}")
+def information(request: Request, slug: str, db: Db) -> Response:
+    """Information and consent; for one who comes back, the way to their session. Begins nothing."""
+    kept = _recruiter_ids(dict(request.query_params))
+    another = request.query_params.get("another") == "yes"
+    with db.read() as session:
+        known = _known(session, request, Beginning(slug, kept), another)
+        if known is not None:
+            return _welcome_back(request, known, slug, Beginning(slug, kept))
+    return _information(request, slug, db, kept, another)
+
+
+async def _form(request: Request) -> dict[str, str]:
+    return {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
+
+
+@router.post("/study/{slug}")
+def consent(request: Request, slug: str, db: Db, form: Annotated[dict[str, str], Depends(_form)]) -> Response:
+    kept = _recruiter_ids(dict(request.query_params) | form)
+    another = form.get("another") == "yes"
+    if form.get("consent") != "yes":
+        return _information(request, slug, db, kept, another, error=True)
+    beginning = Beginning(slug, kept, parsed_uuid(form.get("request_id", "")), form.get("language"))
+    with db.read() as session:
+        known = _known(session, request, beginning, another)
+        if known is not None and enrollment.returning(session, beginning) is None:
+            return _to_session(request, slug, known)
+    return _to_session(request, slug, enroll(request, beginning))
+
+
+def _to_session(request: Request, slug: str, participant: Participant) -> Response:
+    """To where the participant is; the browser remembers whose session it began, from consent on."""
+    response = RedirectResponse(f"/s/{participant.token}", status_code=303)
+    response.set_cookie(
+        COOKIE,
+        participant.token,
+        max_age=COOKIE_FOR_S,
+        path=f"/study/{slug}",
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+def _known(session: Session, request: Request, beginning: Beginning, another: bool) -> Participant | None:
+    """Who is coming back: the recruiter's id decides; without one, the session that this browser began."""
+    if (found := enrollment.returning(session, beginning)) is not None:
+        return found
+    if beginning.person is not None or another:
+        return None
+    return session.scalar(
+        select(Participant)
+        .join(Study)
+        .where(
+            Participant.token == request.cookies.get(COOKIE, ""),
+            Participant.withdrawn_at.is_(None),
+            Study.slug == beginning.slug,
+        )
+    )
+
+
+def _welcome_back(request: Request, known: Participant, slug: str, beginning: Beginning) -> Response:
+    definition = definitions.of(known.study)
+    refused = beginning.person is not None and definition.recruitment.returning == "refuse"
+    return render(
+        request,
+        "returning.html",
+        language=known.language,
+        definition=definition.translated(known.language),
+        finished=known.finished_at is not None,
+        address=None if refused else f"/s/{known.token}",
+        another=None if beginning.person is not None else f"/study/{slug}?another=yes",
+    )
+
+
+def _information(
+    request: Request, slug: str, db: Db, kept: dict[str, str], another: bool, error: bool = False
+) -> Response:
+    with db.read() as session:
+        study = definitions.active(session, slug)
+        if study is None or not study.open:
+            raise Refusal(404, N_("There is no study “%(slug)s” open here."), {"slug": slug})
+        definition = definitions.of(study)
+    language = language_of(request, definition.languages)
+    return render(
+        request,
+        "information.html",
+        status=422 if error else 200,
+        language=language,
+        slug=slug,
+        version=study.version,
+        definition=definition.translated(language),
+        request_id=str(uuid4()),
+        kept=kept,
+        action=f"/study/{slug}?{urlencode(kept | {'lang': language})}",
+        another=another,
+        error=error,
+        switch=_switch(request, definition.languages),
+    )
+
+
+def _switch(request: Request, offered: Iterable[str]) -> dict[str, str]:
+    """Language -> this page in it, recruiter's ids and all."""
+    return {
+        language: f"?{urlencode(dict(request.query_params) | {'lang': language})}" for language in offered
+    }
+
+
+def _recruiter_ids(query: dict[str, str]) -> dict[str, str]:
+    return {key: plain(query[key])[:200] for key in RECRUITER_KEYS if plain(query.get(key, ""))}
+
+
+def plain(text: str) -> str:
+    """Text as it is stored: lines end in \\n, whatever the browser sent, and no NUL, which PostgreSQL refuses."""
+    text = text.encode("utf-8", "ignore").decode()  # a form's charset may smuggle in halves of characters
+    return text.replace("\r\n", "\n").replace("\x00", "").strip()
+
+
+@router.get("/withdraw")
+def withdraw(request: Request) -> Response:
+    language = language_of(request, list(LANGUAGES))
+    return render(
+        request, "withdraw_code.html", language=language, error=None, switch=_switch(request, LANGUAGES)
+    )
+
+
+@router.post("/withdraw")
+def withdraw_by_code(request: Request, db: Db, code: Annotated[str, Form(max_length=100)] = "") -> Response:
+    with db.read() as session:
+        token = participation.token_of_code(session, plain(code))
+    if token is not None:
+        return RedirectResponse(f"/s/{token}/withdraw", status_code=303)
+    language = language_of(request, list(LANGUAGES))
+    error = translate(language, N_("No session has this code; please check it letter by letter."))
+    switch = _switch(request, LANGUAGES)
+    return render(request, "withdraw_code.html", status=422, language=language, error=error, switch=switch)

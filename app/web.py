@@ -1,0 +1,71 @@
+"""What the handlers share: the database, the clock, whose language, pages, and the one way in."""
+
+import math
+import uuid
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.responses import Response
+
+from app import enrollment, i18n
+from app.db import Database
+from app.enrollment import Beginning
+from app.i18n import N_
+from app.models import Participant
+from app.participation import Refusal
+from app.security import client_address
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def database(request: Request) -> Database:
+    found: Database = request.app.state.database
+    return found
+
+
+Db = Annotated[Database, Depends(database)]
+
+
+def language_of(request: Request, offered: list[str]) -> str:
+    """What the visitor chose by ?lang=, else what the browser asks for, of the languages that there are."""
+    chosen = request.query_params.get("lang", "")
+    return (
+        chosen if chosen in offered else i18n.preferred(request.headers.get("accept-language", ""), offered)
+    )
+
+
+def render(
+    request: Request, template: str, status: int = 200, language: str = i18n.SOURCE, **context: object
+) -> Response:
+    """A page; pages about one person are never kept by caches."""
+    response: Response = request.app.state.templates.TemplateResponse(
+        request, template, context | {"language": language}, status_code=status
+    )
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def enroll(request: Request, beginning: Beginning) -> Participant:
+    """A new participant, or the one who is returning; committed. Raises Refusal 404, 409, 429."""
+    with database(request).write() as session:
+        known = enrollment.returning(session, beginning)
+        if known is not None:
+            return enrollment.readmit(known, beginning)
+        wait = request.app.state.creation_limit.take(client_address(request))
+        if wait:
+            raise Refusal(
+                429,
+                N_("Too many sessions were begun from your network just now; please try again in a minute."),
+                retry_after=math.ceil(wait),
+            )
+        return enrollment.start(session, beginning, now())
+
+
+def parsed_uuid(text: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        return None
