@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test format clean
+.PHONY: run test format messages clean
 
 run: .venv/web
 	@$(BIN)/python -m app serve
@@ -30,6 +30,15 @@ test: .venv/test
 format:
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The texts of the pages, after a change: lists new ones in the catalogs, without a guess at their translation.
+messages: .venv/web
+	@mkdir -p build
+	@$(BIN)/pybabel -q extract -F pyproject.toml --no-wrap --add-location=file --sort-by-file -o build/messages.pot app templates
+	@for po in app/translations/*.po; do \
+		$(BIN)/pybabel -q update -i build/messages.pot -o $$po -l $$(basename $$po .po) --no-wrap \
+			--no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date || exit; \
+	done
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -53,7 +53,7 @@ def preferred(accept_language: str, offered: Sequence[str]) -> str:
     for part in accept_language[:500].split(","):
         found = re.fullmatch(language_range, part)
         if found and float(found[2] or 1) > 0:
-            wanted.append((-float(found[2] or 1), found[1]))
+            wanted.append((-float(found[2] or 1), found[1].lower()))
     tags = [tag for _, tag in sorted(wanted, key=lambda item: item[0])]
     return negotiate_locale(tags, list(offered), sep="-") or offered[0]
 
