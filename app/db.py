@@ -58,6 +58,15 @@ class Database:
                 if sqlite:
                     _pragma(connection, "foreign_keys = ON")
 
+    def scrub(self) -> None:
+        """After a withdrawal: on SQLite, empty the write-ahead log too, which still holds what was deleted.
+
+        Best effort: while others read, the log stays until it is next overwritten.
+        """
+        if self.engine.dialect.name == "sqlite":
+            with self.engine.connect() as connection:
+                _pragma(connection, "wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         self.engine.dispose()
 
@@ -99,6 +108,8 @@ def _engine(url: str) -> Engine:
         # lose acknowledged answers at a power cut.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # What a withdrawal deletes is overwritten, not only unlinked: it must not stay readable in the file.
+        connection.execute("PRAGMA secure_delete = ON")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

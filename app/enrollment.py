@@ -45,11 +45,7 @@ class Beginning:
 def returning(session: Session, beginning: Beginning) -> Participant | None:
     """The participant who sent this request before, or whom the recruiter has sent here before."""
     if beginning.request_id is not None:
-        known = session.scalar(
-            select(Participant)
-            .join(Study)
-            .where(Participant.request_id == beginning.request_id, Study.slug == beginning.slug)
-        )
+        known = session.scalar(select(Participant).where(Participant.request_id == beginning.request_id))
         if known is not None:
             return known
     if beginning.person is None:
@@ -67,6 +63,8 @@ def returning(session: Session, beginning: Beginning) -> Participant | None:
 def readmit(participant: Participant, beginning: Beginning) -> Participant:
     """The returning participant. Raises Refusal 409 where the study's policy is to refuse them."""
     definition = definitions.of(participant.study)
+    if participant.study.slug != beginning.slug:
+        raise Refusal(409, N_("This request_id has begun a session of another study."))
     if participant.request_id is not None and participant.request_id == beginning.request_id:
         return participant
     if definition.recruitment.returning == "refuse":

@@ -5,10 +5,10 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.models import Judgment, Pack, Participant, Response, Stimulus, Study, Trial
+from app.models import CleanImage, Judgment, Pack, Participant, Response, Stimulus, Study, Trial
 from app.progress import Data, taking_part
 from app.results import Comparison, Results, outcome_columns
 from app.stats import Rate
@@ -54,7 +54,7 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
             Trial.sha256,
             Pack.name,
             Stimulus.model,
-            Stimulus.source_label,
+            func.coalesce(Stimulus.source_label, CleanImage.source_label).label("source_label"),
             Stimulus.target_label,
             Response.label,
             Response.runner_up,
@@ -70,7 +70,8 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
         .join(Response, Response.trial_id == Trial.id)
         .outerjoin(Judgment, Judgment.trial_id == Trial.id)
         .outerjoin(Stimulus, Stimulus.id == Trial.stimulus_id)
-        .outerjoin(Pack, Pack.id == Stimulus.pack_id)
+        .outerjoin(CleanImage, CleanImage.id == Trial.clean_image_id)
+        .outerjoin(Pack, Pack.id == func.coalesce(Stimulus.pack_id, CleanImage.pack_id))
         .where(*taking_part(study, data))
         .order_by(Participant.number, Trial.position)
         .execution_options(yield_per=BATCH)

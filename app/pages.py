@@ -166,6 +166,7 @@ def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
 def withdraw(token: str, db: Db) -> Response:
     with db.write() as session:
         participation.withdraw(session, token, now())
+    db.scrub()
     return _where_they_are(token)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
 from app.definition import Definition
-from app.models import Judgment, Participant, Response, Study, Trial
+from app.models import CleanImage, Judgment, Participant, Response, Study, Trial
 from app.participation import State, state_of
 
 Data = Literal["real", "simulated"]
@@ -81,6 +81,19 @@ def monitor(session: Session, study: Study, definition: Definition, data: Data) 
         .where(*taking_part(study, data), Trial.kind == "main")
     ):
         answers.setdefault(participant, []).append((label, rt))
+    controls_right: dict[int, int] = {
+        participant: right
+        for participant, right in session.execute(
+            select(Trial.participant_id, func.count())
+            .join(Response, Response.trial_id == Trial.id)
+            .join(CleanImage, CleanImage.id == Trial.clean_image_id)
+            .join(Participant, Participant.id == Trial.participant_id)
+            .where(
+                *taking_part(study, data), Trial.kind == "control", Response.label == CleanImage.source_label
+            )
+            .group_by(Trial.participant_id)
+        )
+    }
     counts = {
         participant: (total, labelled, to_judge, judged)
         for participant, total, labelled, to_judge, judged in session.execute(
@@ -111,7 +124,9 @@ def monitor(session: Session, study: Study, definition: Definition, data: Data) 
         excluded = None
         state = state_of(person, total, labelled, to_judge, judged)
         if state == "finished":
-            excluded = excluded_because(definition, answers.get(person.id, []))
+            excluded = excluded_because(
+                definition, answers.get(person.id, []), controls_right.get(person.id, 0)
+            )
             (complete_ids if excluded is None else excluded_ids).add(person.id)
         rows.append(
             Progress(
@@ -128,10 +143,12 @@ def monitor(session: Session, study: Study, definition: Definition, data: Data) 
     return Monitor(rows, frozenset(excluded_ids), frozenset(complete_ids))
 
 
-def excluded_because(definition: Definition, answers: list[tuple[str, float | None]]) -> str | None:
+def excluded_because(
+    definition: Definition, answers: list[tuple[str, float | None]], controls_right: int
+) -> str | None:
     """The exclusion rule of the study file that a finished participant's (label, rt_ms) answers meet, or None.
 
-    Where no time could be measured (a browser without JavaScript) the rule about times says nothing.
+    `answers` are those to main trials; `controls_right` counts the control images read as what they are. Where no time could be measured (a browser without JavaScript) the rule about times says nothing.
     """
     rules = definition.exclusions
     times = [rt for _, rt in answers if rt is not None]
@@ -143,4 +160,6 @@ def excluded_because(definition: Definition, answers: list[tuple[str, float | No
         if share > rules.max_same_label_share:
             # :g, as a share of 0.925 must not read 92 %.
             return f"one label in more than {100 * rules.max_same_label_share:g} % of answers"
+    if rules.min_controls_right is not None and controls_right < rules.min_controls_right:
+        return f"fewer than {rules.min_controls_right} of {definition.controls} control images read right"
     return None

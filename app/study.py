@@ -153,12 +153,13 @@ def post_withdraw(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
         here = participation.withdraw(session, token, now())
         left = participation.stored_about(session, here.participant)
-        return {
-            "state": here.state,
-            "deleted": True,
-            "rows_deleted": here.participant.deleted,
-            "rows_left": sum(left.values()),
-        }
+    db.scrub()
+    return {
+        "state": here.state,
+        "deleted": True,
+        "rows_deleted": here.participant.deleted,
+        "rows_left": sum(left.values()),
+    }
 
 
 @router.get("/stimuli/{sha256}.png")

@@ -173,13 +173,13 @@ def test_unknown_token_position_study_image(start: Start, client: TestClient) ->
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"label": "10"}, "'10' is not one of the labels"),
+        ({"label": "10"}, "“10” is not one of the labels"),
         ({"label": "undefended"}, "not one of the labels"),
         ({"label": "3", "runner_up": "3"}, "must differ"),
         ({"label": "none", "runner_up": "3"}, "no runner_up"),
         ({"label": 3}, "label"),
-        ({"label": ""}, "'' is not one of the labels"),
-        ({"label": "3", "runner_up": "x"}, "'x' is not one of the labels"),
+        ({"label": ""}, "“” is not one of the labels"),
+        ({"label": "3", "runner_up": "x"}, "“x” is not one of the labels"),
         ({"rt_ms": -1}, "rt_ms"),
         ({"rt_ms": 1e12}, "rt_ms"),
         ({"rt_ms": "fast"}, "rt_ms"),
@@ -303,7 +303,8 @@ def test_withdrawal_deletes_everything(start: Start, db: Database) -> None:
     stays.answer()
     leaves.answer()
     reply = leaves.client.post(f"{leaves.base}/withdraw")
-    assert reply.json() == {"state": "withdrawn", "deleted": True}
+    rows = {"labels": 32, "judgments": 30, "images": 32, "comments": 1, "recruiter_ids": 1}
+    assert reply.json() == {"state": "withdrawn", "deleted": True, "rows_deleted": rows, "rows_left": 0}
     assert leaves.client.post(f"{leaves.base}/withdraw").status_code == 200
     assert leaves.session()["state"] == "withdrawn"
     assert leaves.session()["trials"] == []

@@ -28,7 +28,7 @@ def candidates(packs: int = 1, sources: int = 3, targets: int = 3) -> list[Candi
 
 def draw(pool: list[Candidate], shown: dict[int, int], seed: int = 1, number: int = 1) -> Assignment:
     return assign(
-        seed, number, pool, shown, practice_pool=range(900, 910), practice=2, grids=("p/b", "p/a", "p/c")
+        seed, number, pool, shown, clean_pool=range(900, 910), practice=2, grids=("p/b", "p/a", "p/c")
     )
 
 

@@ -84,6 +84,23 @@ def test_the_bundled_studies_run_on_the_bundled_packs(tmp_path: Path) -> None:
         (lambda t: t.replace('pack = "test-pack"\n', 'pack = "test-pack"\na = "resnet"\n'), "'resnet'"),
         (lambda t: t.replace("seed = 7", 'seed = 7\nquestions = ["runner_up"]'), "must contain 'label'"),
         (lambda t: t.replace("seed = 7", 'seed = 7\nquestions = ["label", "size"]'), "questions"),
+        (
+            lambda t: t.replace("practice = 2", "practice = 2\ncontrols = 3"),
+            "5 practice and control images are",
+        ),
+        (lambda t: t.replace("practice = 2", "practice = 2\npause_after = 1"), "pause_after"),
+        (lambda t: t.replace("practice = 2", "practice = 2\nmin_answer_ms = -1"), "min_answer_ms"),
+        (
+            lambda t: t.replace("[exclusions]", "[exclusions]\nmin_controls_right = 1"),
+            "min_controls_right is more than the 0 controls",
+        ),
+        (
+            lambda t: t.replace(
+                "seed = 7", 'seed = 7\nquestions = ["label", "plausibility"]\nrotate_questions = true'
+            ),
+            "rotate_questions needs the question 'runner_up'",
+        ),
+        (lambda t: t + '[recruitment]\nreturning = "maybe"', "recruitment.returning"),
         (lambda t: t + '[completion]\nredirect_url = "javascript:alert(1)"', "redirect_url"),
     ],
 )
@@ -184,7 +201,9 @@ def test_a_pack_without_clean_images_needs_a_study_without_practice(
     with database.write() as session:
         import_pack(session, bare, NOON)
         path.write_text(STUDY.replace("test-pack", "bare"))
-        with pytest.raises(DefinitionError, match="practice = 0"):
+        with pytest.raises(
+            DefinitionError, match="2 practice and control images are needed; the packs have 0 clean ones"
+        ):
             definitions.freeze(session, path, NOON)
         path.write_text(STUDY.replace("test-pack", "bare").replace("practice = 2", "practice = 0"))
         definitions.freeze(session, path, NOON)

@@ -51,6 +51,7 @@ def test_one_row_an_answered_trial_as_it_was_answered(
     researcher: TestClient, settings: Settings, start: Start, pack: Pack
 ) -> None:
     hidden = {s.sha256: s for s in pack.stimuli}
+    clean = {image.sha256: image.source_label for image in pack.clean}
     before = datetime.now(UTC)
     player = start(PROLIFIC_PID="=1+1")
     sent: dict[int, dict[str, Any]] = {}
@@ -89,12 +90,12 @@ def test_one_row_an_answered_trial_as_it_was_answered(
             "participant": name,
             "study": "test",
             "version": version,
-            "pack": "test-pack" if stimulus else "",
+            "pack": "test-pack",
             "position": str(position),
             "kind": "main" if stimulus else "practice",
             "stimulus": sent[position]["image"],
             "model": stimulus.model if stimulus else "",
-            "source_label": stimulus.source_label if stimulus else "",
+            "source_label": stimulus.source_label if stimulus else clean[sent[position]["image"]],
             "target_label": stimulus.target_label if stimulus else "",
             "label": label["label"],
             "runner_up": label["runner_up"],

@@ -13,9 +13,9 @@ from sqlalchemy import func, select
 
 from app import participation
 from app.db import Database
+from app.enrollment import RECRUITER_KEYS
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response
-from app.pages import RECRUITER_KEYS
 from app.settings import Settings
 from tests.app.conftest import Player
 
@@ -102,19 +102,24 @@ def test_looking_starts_nothing(client: TestClient, db: Database) -> None:
 
 def test_recruiter_ids_are_kept_from_the_link_to_the_database(client: TestClient, db: Database) -> None:
     sent = {key: f"{key}-äß&=+ %" for key in RECRUITER_KEYS}
-    assert list(sent) == ["PROLIFIC_PID", "STUDY_ID", "SESSION_ID", "workerId", "id"]
+    assert {"PROLIFIC_PID", "STUDY_ID", "SESSION_ID", "workerId", "id"} <= set(sent), "the contract's"
     first = Fields(client.get("/study/test", params=sent | {"other": "x"}).text)
     refused = client.post(first.action, data=first.hidden)
     assert "Please tick the box" in assert_page(refused, 422)
     second = Fields(refused.text)
-    assert second.hidden == first.hidden == sent
-    assert Fields(client.get(second.action).text).hidden == sent, "the address alone keeps them as well"
+    assert kept(second) == kept(first) == sent
+    assert kept(Fields(client.get(second.action).text)) == sent, "the address alone keeps them as well"
     reply = client.post(second.action, data=second.hidden | {"consent": "yes"}, follow_redirects=False)
     assert reply.status_code == 303
     assert re.fullmatch(r"/s/[\w-]{32}", reply.headers["location"])
     with db.read() as session:
         stored = session.execute(select(RecruiterId.name, RecruiterId.value)).all()
     assert dict(stored) == sent
+
+
+def kept(fields: Fields) -> dict[str, str]:
+    """The recruiter's ids among the hidden inputs."""
+    return {key: value for key, value in fields.hidden.items() if key not in ("request_id", "language")}
 
 
 def test_absurd_recruiter_ids_do_no_harm(client: TestClient, db: Database) -> None:
@@ -132,10 +137,10 @@ def test_hostile_values_are_escaped(
     plain = client.get("/study/test?id=plain")
     hostile = client.get("/study/test", params={"id": HOSTILE})
     assert Fields(hostile.text).tags == Fields(plain.text).tags
-    assert Fields(hostile.text).hidden == {"id": HOSTILE}
+    assert kept(Fields(hostile.text)) == {"id": HOSTILE}
     refused = client.post("/study/test", data={"id": HOSTILE})
     assert "<script>alert" not in refused.text
-    assert Fields(refused.text).hidden == {"id": HOSTILE}
+    assert kept(Fields(refused.text)) == {"id": HOSTILE}
     for url in (f"/study/{HOSTILE}", f"/s/{HOSTILE}", f"/results/{HOSTILE}"):
         unknown = client.get(url)
         assert unknown.status_code == 404
@@ -176,7 +181,7 @@ def test_without_consent_one_clear_sentence(client: TestClient, db: Database) ->
 
 def test_what_does_not_exist_is_a_page_in_one_sentence(client: TestClient) -> None:
     for url, sentence in (
-        ("/study/nothing", "There is no study 'nothing' open here."),
+        ("/study/nothing", "There is no study “nothing” open here."),
         ("/s/nobody", "This link belongs to no session; please use the link you were given, whole."),
         ("/s/nobody/withdraw", "This link belongs to no session; please use the link you were given, whole."),
         ("/nothing", "There is nothing at this address."),
@@ -213,10 +218,10 @@ def test_errors_are_json_for_programs(client: TestClient) -> None:
 def test_nothing_chosen_loses_nothing(start: Start, db: Database) -> None:
     player = start()
     for chosen, message in (
-        ({}, "Choose a label, or “none is plausible”."),
-        ({"runner_up": "4"}, "Choose a label, or “none is plausible”."),
-        ({"label": "3"}, "Choose a second label too, or “no other”."),
-        ({"label": "3", "runner_up": "3"}, "Choose two different labels, or “no other”."),
+        ({}, "Choose a reading, or “none is plausible”."),
+        ({"runner_up": "4"}, "Choose a reading, or “none is plausible”."),
+        ({"label": "3"}, "Choose a second reading too, or “no other”."),
+        ({"label": "3", "runner_up": "3"}, "Choose two different readings, or “no other”."),
     ):
         reply = post(player, form(player), **chosen)
         assert message in assert_page(reply, 422)

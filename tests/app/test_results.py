@@ -300,13 +300,13 @@ def test_a_share_in_the_reason_is_not_rounded() -> None:
         "exclusions": {"max_same_label_share": 0.925, "min_median_label_rt_ms": 250.5},
     }
     definition = definitions.Definition.model_validate(content)
-    assert excluded_because(definition, [("3", None)] * 30) == "one label in more than 92.5 % of answers", (
-        "and no times were measured"
-    )
+    assert (
+        excluded_because(definition, [("3", None)] * 30, 0) == "one label in more than 92.5 % of answers"
+    ), "and no times were measured"
     times: list[tuple[str, float | None]] = [("3", 250.0), ("4", 250.4), ("5", 9000.0)]
-    assert excluded_because(definition, times) == "median response time under 250.5 ms"
-    assert excluded_because(definition, [*times, ("6", 9000.0)]) is None
-    assert excluded_because(definition, []) is None
+    assert excluded_because(definition, times, 0) == "median response time under 250.5 ms"
+    assert excluded_because(definition, [*times, ("6", 9000.0)], 0) is None
+    assert excluded_because(definition, [], 0) is None
 
 
 # The page

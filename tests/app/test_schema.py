@@ -30,10 +30,14 @@ from tests.app.conftest import begin, installation
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Iterator[Database]:
-    """A database with one participant in the middle of labelling and one who finished; no test changes it."""
+    """A database with three participants: at the beginning, amid labelling, finished; no test changes it."""
     settings = installation(tmp_path_factory.mktemp("played"), pack)
     prepare(settings)
     with TestClient(create_app(settings)) as client:
+        client.post(
+            "/api/sessions",
+            json={"study": "test", "consent": True, "external": {}, "request_id": str(uuid.uuid4())},
+        )
         begin(client, id="x").answer(most=3)
         begin(client).answer()
     database = Database(settings.database_url)
@@ -119,15 +123,28 @@ def same(session: Session, table: Any, **change: Any) -> Any:
             lambda s: same(s, Trial, position=99, judging_order=99, kind="other", stimulus_id=None),
         ),
         ("a stimulus once a participant", lambda s: main_trial(s, position=99, judging_order=99)),
-        ("a place in judging once", lambda s: main_trial(s, position=99, stimulus_id=None, kind="control")),
+        ("a place in judging once", lambda s: control(s, judging_order=1)),
+        ("a control image is a clean one", lambda s: control(s, clean_image_id=None)),
+        ("a main trial shows no clean image", lambda s: main_trial(s, position=99, clean_image_id=1)),
         (
             "a main trial has a stimulus",
             lambda s: main_trial(s, position=99, judging_order=99, stimulus_id=None),
         ),
-        ("a number once a study", lambda s: same(s, Participant, token="t", pseudonym="P")),
-        ("a pseudonym once a study", lambda s: same(s, Participant, token="t", number=99)),
-        ("a token once", lambda s: same(s, Participant, number=99, pseudonym="P")),
-        ("a recruiter's id once", lambda s: same(s, RecruiterId, value="y")),
+        ("a number once a study", lambda s: another(s, number=first(s, Participant).number)),
+        ("a pseudonym once a study", lambda s: another(s, pseudonym=first(s, Participant).pseudonym)),
+        ("a token once", lambda s: another(s, token=first(s, Participant).token)),
+        (
+            "a private code once",
+            lambda s: another(s, withdrawal_code=first(s, Participant).withdrawal_code),
+        ),
+        ("a request once", lambda s: another(s, request_id=first(s, Participant).request_id)),
+        ("a withdrawal says what it deleted", lambda s: another(s, withdrawn_at=datetime.now(UTC))),
+        ("a receipt needs a withdrawal", lambda s: another(s, deleted={"labels": 1})),
+        ("a recruiter's id once", lambda s: same(s, RecruiterId, value="y", identifies_in=None)),
+        (
+            "a recruiter's id has one session in a study",
+            lambda s: same(s, RecruiterId, participant_id=last(s, Participant).id),
+        ),
         ("cells are unique", lambda s: same(s, Stimulus)),
         ("the target is not the source", lambda s: stimulus_to_source(s)),
         ("an image once", lambda s: same(s, Image)),
@@ -174,6 +191,22 @@ def main_trial(session: Session, **change: Any) -> Trial:
     return Trial(**values)
 
 
+def control(session: Session, **change: Any) -> Trial:
+    values = {"position": 99, "kind": "control", "stimulus_id": None, "placebo_label": None}
+    return main_trial(session, **values | {"judging_order": None, "clean_image_id": 1} | change)
+
+
+def another(session: Session, **change: Any) -> Participant:
+    """A participant who differs from the first one in all that must differ, but for the change."""
+    own = {"number": 99, "token": "t", "pseudonym": "P", "withdrawal_code": "C", "request_id": uuid.uuid4()}
+    copy: Participant = same(session, Participant, **own | change)
+    return copy
+
+
+def last(session: Session, table: Any) -> Any:
+    return session.scalars(select(table).order_by(table.id.desc()).limit(1)).one()
+
+
 def stimulus_to_source(session: Session) -> Stimulus:
     row = first(session, Stimulus)
     copy: Stimulus = same(session, Stimulus, target_label=row.source_label)
@@ -208,13 +241,13 @@ def test_a_migration_may_alter_a_table_that_others_refer_to(
     with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
         original.backup(copy)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
-    (tmp_path / "migrations" / "versions" / "0002_next.py").write_text(
+    (tmp_path / "migrations" / "versions" / "0003_next.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0002', '0001', None, None\n"
+        "revision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('participants') as batch:\n"
         "        batch.alter_column('pseudonym', type_=sa.String(30), existing_type=sa.String(20))\n"
-        "        batch.add_column(sa.Column('language', sa.String(10)))\n"
+        "        batch.add_column(sa.Column('shoe_size', sa.Integer()))\n"
     )
     monkeypatch.setattr("app.db.ROOT", tmp_path)
     database = Database(f"sqlite:///{tmp_path / 'copy.db'}")
@@ -223,5 +256,5 @@ def test_a_migration_may_alter_a_table_that_others_refer_to(
     with database.read() as session:
         assert session.scalar(text("PRAGMA foreign_keys")) == 1, "on again"
         assert session.execute(text("PRAGMA foreign_key_check")).all() == []
-        assert session.scalar(text("SELECT count(language) FROM participants")) == 0
+        assert session.scalar(text("SELECT count(shoe_size) FROM participants")) == 0
     database.close()

@@ -1,0 +1,295 @@
+"""Who begins and who comes back: one session a person, whatever link, device or double click brought them."""
+
+import re
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from httpx2 import Response as Reply
+from sqlalchemy import func, select
+
+from app.cli import prepare
+from app.db import Database
+from app.enrollment import PERSONAL
+from app.main import create_app
+from app.models import Participant, RecruiterId
+from app.settings import Settings
+from tests.app.conftest import STUDY, Player, begin
+from tests.app.test_pages import Fields, count
+
+Start = Callable[..., Player]
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def policies(settings: Settings) -> Iterator[TestClient]:
+    """An app with three more studies: one for each policy, and a second one of the default."""
+    for policy in ("refuse", "new", "resume"):
+        text = f'{STUDY}\n[recruitment]\nreturning = "{policy}"\n'
+        (settings.studies / f"{policy}.toml").write_text(text)
+    prepare(settings)
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+def consent(client: TestClient, url: str = "/study/test", **fields: str) -> Reply:
+    return client.post(url, data={"consent": "yes"} | fields, follow_redirects=False)
+
+
+def token(reply: Reply) -> str:
+    assert reply.status_code == 303, reply.text
+    return reply.headers["location"].removeprefix("/s/")
+
+
+def anew(client: TestClient) -> TestClient:
+    """Another device: no cookies."""
+    return TestClient(client.app)
+
+
+# By a recruiter's id
+
+
+@pytest.mark.parametrize("name", PERSONAL)
+def test_a_recruiters_id_has_one_session_on_any_device(client: TestClient, db: Database, name: str) -> None:
+    first = token(consent(client, f"/study/test?{name}=abc&SESSION_ID=1"))
+    assert token(consent(anew(client), f"/study/test?{name}=abc&SESSION_ID=2")) == first
+    assert begin(anew(client), **{name: "abc"}).token == first
+    begin(anew(client), **{name: "abd"})
+    assert count(db, Participant) == 2
+
+
+def test_coming_back_leads_to_where_one_was(client: TestClient, db: Database) -> None:
+    player = begin(client, PROLIFIC_PID="abc")
+    player.answer(most=5)
+    page = anew(client).get("/study/test?PROLIFIC_PID=abc").text
+    assert "Welcome back" in page
+    assert f'href="/s/{player.token}"' in page
+    player.answer()
+    page = anew(client).get("/study/test?PROLIFIC_PID=abc").text
+    assert "You have already taken part" in page
+    code = re.search(r'id="completion-code">([^<]+)<', anew(client).get(f"/s/{player.token}").text)
+    assert code is not None
+    assert code[1] not in page, "the code is on the session's own page alone"
+    assert begin(anew(client), PROLIFIC_PID="abc").token == player.token
+    assert count(db, Participant) == 1
+
+
+def test_an_id_counts_in_its_own_study_and_under_its_own_name(policies: TestClient, db: Database) -> None:
+    tokens = {
+        begin(policies, PROLIFIC_PID="7").token,
+        begin(policies, workerId="7").token,
+        begin(policies, id="7").token,
+        begin(policies, "resume", PROLIFIC_PID="7").token,
+    }
+    assert len(tokens) == 4
+    assert begin(policies, STUDY_ID="7").token not in tokens, "what all participants share is no person"
+    assert begin(policies, STUDY_ID="7").token not in tokens
+
+
+def test_a_new_version_of_the_study_does_not_begin_the_same_person_again(
+    settings: Settings, client: TestClient, db: Database
+) -> None:
+    before = begin(client, PROLIFIC_PID="abc")
+    before.answer(most=3)
+    path = settings.studies / "test.toml"
+    path.write_text(path.read_text().replace("A summary.", "Another summary."))
+    prepare(settings)
+    assert begin(client, PROLIFIC_PID="abc").token == before.token
+    assert "A summary." not in client.get("/study/test?PROLIFIC_PID=abc").text
+    before.answer()
+    path.rename(path.with_suffix(".closed"))
+    prepare(settings)
+    assert client.get("/study/test").status_code == 404
+    assert "already taken part" in client.get("/study/test?PROLIFIC_PID=abc").text, (
+        "a closed study knows its own"
+    )
+
+
+def test_the_studys_policy_decides(policies: TestClient, db: Database) -> None:
+    external = {"PROLIFIC_PID": "abc"}
+    first = begin(policies, "refuse", **external)
+    page = policies.get("/study/refuse?PROLIFIC_PID=abc")
+    assert (page.status_code, first.token in page.text) == (200, False), "the link alone gives nothing away"
+    assert "This link can be used once" in page.text
+    again = policies.post("/api/sessions", json={"study": "refuse", "consent": True, "external": external})
+    assert again.status_code == 409
+    assert again.json() == {"detail": "This link has been used already; a second session is not possible."}
+    assert consent(anew(policies), "/study/refuse?PROLIFIC_PID=abc").status_code == 409
+    first.answer(most=2)
+    assert policies.get(f"/s/{first.token}").status_code == 200, "their own address still works"
+
+    assert begin(policies, "new", **external).token != begin(policies, "new", **external).token
+    assert begin(policies, "resume", **external).token == begin(policies, "resume", **external).token
+    assert count(db, Participant) == 4
+
+
+def test_simulated_participants_are_nobody(client: TestClient, db: Database) -> None:
+    pretended = begin(client, PROLIFIC_PID="abc", simulated="yes")
+    real = begin(client, PROLIFIC_PID="abc")
+    assert begin(client, PROLIFIC_PID="abc", simulated="yes").token not in (pretended.token, real.token)
+    assert begin(client, PROLIFIC_PID="abc").token == real.token
+
+
+def test_one_who_withdrew_may_come_again_as_nothing_is_known_of_them(
+    client: TestClient, db: Database
+) -> None:
+    first = token(consent(client, "/study/test?PROLIFIC_PID=abc"))
+    client.post(f"/s/{first}/withdraw")
+    assert "Your consent" in client.get("/study/test?PROLIFIC_PID=abc").text
+    assert token(consent(client, "/study/test?PROLIFIC_PID=abc")) != first
+    assert count(db, RecruiterId) == 1
+
+
+def test_many_devices_with_one_link_at_once_are_one_session(client: TestClient, db: Database) -> None:
+    tokens: list[str] = []
+
+    def arrive() -> None:
+        tokens.append(begin(client, PROLIFIC_PID="abc").token)
+
+    threads = [threading.Thread(target=arrive) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(tokens) == 12
+    assert len(set(tokens)) == 1
+    assert count(db, Participant) == 1
+
+
+# By the client's own request
+
+
+def test_a_request_sent_again_begins_nothing(client: TestClient, db: Database) -> None:
+    body = {"study": "test", "consent": True, "request_id": str(uuid.uuid4())}
+    replies = [client.post("/api/sessions", json=body) for _ in range(3)]
+    assert {reply.status_code for reply in replies} == {201}
+    assert len({reply.json()["token"] for reply in replies}) == 1
+    assert count(db, Participant) == 1
+    assert client.post("/api/sessions", json=body | {"request_id": "7"}).status_code == 422
+    client.post(f"/api/sessions/{replies[0].json()['token']}/withdraw")
+    late = client.post("/api/sessions", json=body).json()["token"]
+    assert client.get(f"/api/sessions/{late}").json()["state"] == "withdrawn", (
+        "a late copy brings nobody back"
+    )
+
+
+def test_a_request_id_of_another_study_is_nobody(policies: TestClient) -> None:
+    body = {"study": "test", "consent": True, "request_id": str(uuid.uuid4())}
+    assert policies.post("/api/sessions", json=body).status_code == 201
+    other = policies.post("/api/sessions", json=body | {"study": "new"})
+    assert other.status_code == 409
+    assert other.json()["detail"] == "This request_id has begun a session of another study."
+
+
+def test_begin_pressed_twice_is_one_session(client: TestClient, db: Database) -> None:
+    fields = Fields(client.get("/study/test").text)
+    assert token(consent(anew(client), **fields.hidden)) == token(consent(anew(client), **fields.hidden))
+    other = Fields(client.get("/study/test").text)
+    assert other.hidden["request_id"] != fields.hidden["request_id"]
+    assert token(consent(anew(client), request_id="nonsense")), "a broken form still begins"
+    assert count(db, Participant) == 2
+
+
+# By the browser
+
+
+def test_the_browser_remembers_from_consent_on(client: TestClient, db: Database) -> None:
+    for url in ("/", "/study/test", "/study/test?PROLIFIC_PID=abc", "/withdraw", "/s/nobody"):
+        assert "set-cookie" not in client.get(url).headers
+    assert "set-cookie" not in client.post("/study/test", data={}).headers, "not without consent"
+    reply = consent(client)
+    cookie = reply.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "Path=/study/test" in cookie
+    assert "samesite=lax" in cookie.lower()
+    mine = token(reply)
+    page = client.get("/study/test").text
+    assert "Welcome back" in page
+    assert f'href="/s/{mine}"' in page
+    assert token(consent(client)) == mine, "Back and Begin again"
+    assert count(db, Participant) == 1
+
+
+def test_somebody_else_at_the_same_device_begins_their_own(client: TestClient, db: Database) -> None:
+    mine = token(consent(client))
+    page = client.get("/study/test").text
+    assert "/study/test?another=yes" in page
+    form = Fields(client.get("/study/test?another=yes").text)
+    assert form.hidden["another"] == "yes"
+    theirs = token(consent(client, **form.hidden))
+    assert theirs != mine
+    assert f'href="/s/{theirs}"' in client.get("/study/test").text
+    assert token(consent(client, "/study/test?PROLIFIC_PID=x")) not in (mine, theirs), "an id is a person"
+    assert count(db, Participant) == 3
+
+
+def test_a_withdrawn_session_is_not_offered_again(client: TestClient) -> None:
+    mine = token(consent(client))
+    client.post(f"/s/{mine}/withdraw")
+    assert "Your consent" in client.get("/study/test").text
+    assert token(consent(client)) != mine
+
+
+# Leaving
+
+
+def codes(page: str) -> dict[str, str]:
+    return dict(re.findall(r'id="(completion-code|withdrawal-code)">([^<]+)<', page))
+
+
+def test_the_private_code_deletes_everything_and_proves_it(
+    client: TestClient, start: Start, db: Database, settings: Settings
+) -> None:
+    player = start(PROLIFIC_PID="somebody-to-forget")
+    player.answer(until="commenting")
+    remark = "a remark that must not stay anywhere"
+    client.post(f"/s/{player.token}/comments", data={"text": remark})
+    found = codes(client.get(f"/s/{player.token}").text)
+    private = found["withdrawal-code"]
+    assert re.fullmatch(r"[2-9A-Z]{4}-[2-9A-Z]{4}-[2-9A-Z]{4}", private)
+    assert private != found["completion-code"]
+
+    elsewhere = anew(client)
+    for wrong in ("", "AAAA-BBBB-CCCC", found["completion-code"], player.token, "x" * 101, "%"):
+        reply = elsewhere.post("/withdraw", data={"code": wrong}, follow_redirects=False)
+        assert reply.status_code == 422, wrong
+    typed = private.replace("-", " ").lower()
+    page = elsewhere.post("/withdraw", data={"code": f" {typed} "})
+    assert "Delete all your answers?" in page.text
+    for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):
+        assert line in page.text
+    assert remark.encode() in stored(settings)
+    receipt = elsewhere.post(str(page.url.path)).text
+    for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):
+        assert line in receipt
+    assert "Counted in the database just now: 0 of these are left." in receipt
+    assert receipt == elsewhere.get(f"/s/{player.token}").text, "the receipt stays"
+    with db.read() as session:
+        person = session.scalars(select(Participant).where(Participant.token == player.token)).one()
+        assert person.deleted == {
+            "labels": 32,
+            "judgments": 30,
+            "images": 32,
+            "comments": 1,
+            "recruiter_ids": 1,
+        }
+        assert session.scalar(select(func.count()).select_from(RecruiterId)) == 0
+    assert remark.encode() not in stored(settings), "not in the freed pages of the file either"
+    assert b"somebody-to-forget" not in stored(settings)
+    again = elsewhere.post("/withdraw", data={"code": private})
+    assert "Your answers are deleted" in again.text
+
+
+def stored(settings: Settings) -> bytes:
+    """Every byte that the database keeps on the disk."""
+    file = Path(settings.database_url.removeprefix("sqlite:///"))
+    return b"".join(path.read_bytes() for path in sorted(file.parent.glob(f"{file.name}*")))
