@@ -81,11 +81,55 @@ def test_migrations_down_and_up_again(tmp_path: Path) -> None:
     database.close()
 
 
+def test_down_and_up_again_with_answers_keeps_every_row(played: Database, tmp_path: Path) -> None:
+    """A database of before sessions could come back gets what it lacked: codes, clean images, whose id it was."""
+    before = rows(played)
+    database = copy_of(played, tmp_path)
+    trials = select(Trial.id, Trial.kind, Trial.clean_image_id, Trial.stimulus_id).order_by(Trial.id)
+    ids = select(RecruiterId.name, RecruiterId.value, RecruiterId.identifies_in)
+    with database.read() as session:
+        shown, known = session.execute(trials).all(), session.execute(ids).all()
+        codes = set(session.scalars(select(Participant.withdrawal_code)))
+    assert ("id", "x", "test") in known
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as raw:
+        raw.execute("update participants set withdrawn_at = '2026-01-01', deleted = '{}' where number = 1")
+        raw.commit()
+    with database.engine.connect() as connection:
+        connection.connection.driver_connection.execute("PRAGMA foreign_keys = OFF")  # type: ignore[union-attr]
+        with connection.begin():
+            config.attributes["connection"] = connection
+            command.downgrade(config, "0001")
+        columns = {column["name"] for column in inspect(connection).get_columns("participants")}
+    assert "withdrawal_code" not in columns
+    database.migrate()
+    assert rows(database) == before
+    with database.read() as session:
+        assert session.execute(trials).all() == shown
+        assert session.execute(ids).all() == known
+        people = session.scalars(select(Participant)).all()
+        assert session.execute(text("PRAGMA foreign_key_check")).all() == []
+    new = {person.withdrawal_code for person in people}
+    assert len(new) == len(people) == 3
+    assert not new & codes
+    assert {(person.language, person.request_id) for person in people} == {("en", None)}
+    assert [person.deleted for person in people] == [{}, None, None], "that it had deleted is still said"
+    database.close()
+
+
 def test_migrating_again_changes_nothing(played: Database) -> None:
     before = rows(played)
     played.migrate()
     assert rows(played) == before
     assert before["responses"] == 35
+
+
+def copy_of(database: Database, folder: Path) -> Database:
+    source = Path(str(database.engine.url.database))
+    with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(folder / "copy.db")) as copy:
+        original.backup(copy)
+    return Database(f"sqlite:///{folder / 'copy.db'}")
 
 
 def rows(database: Database) -> dict[str, int]:
@@ -237,9 +281,7 @@ def test_a_migration_may_alter_a_table_that_others_refer_to(
 ) -> None:
     """On SQLite altering copies the table: with answers in the database that must lose no row."""
     before = rows(played)
-    source = Path(str(played.engine.url.database))
-    with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
-        original.backup(copy)
+    database = copy_of(played, tmp_path)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
     (tmp_path / "migrations" / "versions" / "0003_next.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
@@ -250,7 +292,6 @@ def test_a_migration_may_alter_a_table_that_others_refer_to(
         "        batch.add_column(sa.Column('shoe_size', sa.Integer()))\n"
     )
     monkeypatch.setattr("app.db.ROOT", tmp_path)
-    database = Database(f"sqlite:///{tmp_path / 'copy.db'}")
     database.migrate()
     assert rows(database) == before
     with database.read() as session:
