@@ -96,11 +96,15 @@ def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
+    if not _for_programs(request):  # Pydantic's sentences are English, and of no help to a person
+        message = N_(
+            "The form did not arrive as this page sends it (%(where)s); please go back and try again."
+        )
+        return _refused(request, Refusal(422, message, {"where": where}))
     if first["type"] == "json_invalid":
-        return _refused(request, Refusal(422, N_("The body is not valid JSON.")))
+        return _refused(request, Refusal(422, "The body is not valid JSON."))
     message = str(first["msg"]).removeprefix("Value error, ")
-    values = {"where": where or "body", "what": f"{message[:1].lower()}{message[1:]}"}
-    return _refused(request, Refusal(422, N_("%(where)s: %(what)s."), values))
+    return _refused(request, Refusal(422, f"{where or 'body'}: {message[:1].lower()}{message[1:]}."))
 
 
 def _http_error(request: Request, error: Exception) -> Response:
@@ -119,11 +123,10 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _refused(request: Request, error: Exception) -> Response:
     """JSON for programs, a page in the visitor's language for people."""
     assert isinstance(error, Refusal)
-    path = request.url.path
-    if path.startswith(("/api/", "/stimuli/")) or path.endswith((".json", ".csv", ".zip")):
+    if _for_programs(request):
         response: Response = JSONResponse({"detail": error.detail, **error.more}, status_code=error.status)
     else:
-        researchers = path.startswith(("/results", "/signin"))
+        researchers = request.url.path.startswith(("/results", "/signin"))
         language = SOURCE if researchers else web.language_of(request, list(LANGUAGES))
         detail = translate(language, error.message, **error.values)
         context = {"status_code": error.status, "detail": detail}
@@ -131,3 +134,8 @@ def _refused(request: Request, error: Exception) -> Response:
     if (wait := error.more.get("retry_after")) is not None:
         response.headers["Retry-After"] = str(math.ceil(wait))
     return response
+
+
+def _for_programs(request: Request) -> bool:
+    path = request.url.path
+    return path.startswith(("/api/", "/stimuli/")) or path.endswith((".json", ".csv", ".zip"))
