@@ -17,7 +17,9 @@ from app.participation import ALPHABET, Refusal
 from app.stats import placebo_label
 
 SIMULATED = "simulated"  # the external id that `python -m app simulate` marks its participants with
-ABANDONED_AFTER = timedelta(hours=2)  # an unfinished session this long silent no longer holds its images
+# An unfinished session this long silent no longer holds its images. Longer, and a rush of arrivals with many dropouts
+# leaves images unevenly answered; one who comes back later still finds the same images.
+ABANDONED_AFTER = timedelta(minutes=30)
 
 # The names in a recruiter's link that stand for one person: Prolific, MTurk, SONA, plain links.
 PERSONAL = ("PROLIFIC_PID", "workerId", "survey_code", "id")

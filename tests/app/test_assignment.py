@@ -3,12 +3,14 @@
 import itertools
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.assignment import Assignment, Candidate, assign
+from app.enrollment import ABANDONED_AFTER
 
 LABELS = "0123456789"
 MODELS = ("undefended", "distilled", "gradient_regularized")
@@ -109,6 +111,82 @@ def test_exposures_stay_balanced() -> None:
             assert max(counts) - min(counts) <= 2, cell
 
 
+class Field:
+    """A study in minutes: who is at it, what has been answered, and what counts as shown."""
+
+    SILENT = ABANDONED_AFTER.total_seconds() / 60
+    A_MINUTE = 4  # images
+
+    def __init__(self, seed: int, dropout: float) -> None:
+        self.rng = random.Random(seed)
+        self.seed, self.dropout = seed, dropout
+        self.pool = candidates(sources=4, targets=3)
+        self.cells: dict[tuple[str, str], list[int]] = {}
+        for c in self.pool:
+            self.cells.setdefault((c.source_label, c.model), []).append(c.id)
+        self.now = 0.0
+        self.number = 0
+        self.answered: Counter[int] = Counter()
+        self.present: list[dict[str, Any]] = []
+
+    def shown(self) -> Counter[int]:
+        """Answered, or assigned to somebody who was seen lately; the rest have left for good."""
+        pending: Counter[int] = Counter()
+        stay = []
+        for person in self.present:
+            done = min(person["stops"], int((self.now - person["began"]) * self.A_MINUTE))
+            self.answered.update(person["images"][person["done"] : done])
+            person["done"] = done
+            if done < 30 and person["began"] + done / self.A_MINUTE > self.now - self.SILENT:
+                pending.update(person["images"][done:])
+                stay.append(person)
+        self.present = stay
+        return self.answered + pending
+
+    def arrive(self, after: float) -> tuple[int, int]:
+        """One more after so many minutes; the spread of exposures within a cell before and after."""
+        self.now += after
+        self.number += 1
+        shown = self.shown()
+        before = self.spread(shown)
+        images = draw(self.pool, dict(shown), self.seed, self.number).labelling
+        stops = self.rng.randrange(30) if self.rng.random() < self.dropout else 30
+        self.present.append({"began": self.now, "images": images, "done": 0, "stops": stops})
+        shown.update(images)
+        return before, self.spread(shown)
+
+    def spread(self, counts: Counter[int]) -> int:
+        return max(max(counts[i] for i in ids) - min(counts[i] for i in ids) for ids in self.cells.values())
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**32),
+    dropout=st.sampled_from([0.0, 0.3, 0.8]),
+    rushes=st.lists(
+        st.tuples(st.integers(1, 120), st.sampled_from([0.0, 0.05, 1.0, 20.0])), min_size=2, max_size=4
+    ),
+)
+def test_dropouts_and_rushes_leave_exposures_balanced(
+    seed: int, dropout: float, rushes: list[tuple[int, float]]
+) -> None:
+    """Arrivals only ever even out: whole classes at once, trickles, most of whom may leave in the middle."""
+    field = Field(seed, dropout)
+    worst = 0
+    for people, minutes_apart in rushes:
+        for _ in range(people):
+            before, after = field.arrive(field.rng.expovariate(1 / minutes_apart) if minutes_apart else 0.0)
+            assert after <= max(2, before), "no arrival makes a balanced cell uneven"
+            worst = max(worst, after)
+    field.now += 2 * Field.SILENT  # all have finished or given up
+    left = field.spread(field.shown())
+    field.dropout = 0.0
+    for _ in range(12 * left):  # a cell has 12 images: each of those that are behind is next
+        field.arrive(10.0)
+    field.now += 2 * Field.SILENT
+    assert field.spread(field.shown()) <= 2, (left, worst)
+
+
 def test_the_models_are_compared_on_the_same_pairs() -> None:
     """Of the pairs shown for one model most are shown for the others: that is what the tie rule is for."""
     pool = candidates(sources=5, targets=9)
@@ -141,3 +219,30 @@ def test_packs_are_drawn_at_random() -> None:
 def test_a_cell_without_a_stimulus_left_is_an_error() -> None:
     with pytest.raises(ValueError, match="no stimulus left for label"):
         draw(candidates(sources=2), {})
+
+
+@given(
+    controls=st.integers(0, 8),
+    practice=st.integers(0, 2),
+    seed=st.integers(0, 2**32),
+    number=st.integers(1, 99),
+)
+def test_control_images_come_anywhere_and_change_nothing_else(
+    controls: int, practice: int, seed: int, number: int
+) -> None:
+    pool = candidates()
+    grids = ("p/a", "p/b")
+    plain = assign(seed, number, pool, {}, range(900, 910), practice, grids)
+    drawn = assign(seed, number, pool, {}, range(900, 910), practice, grids, controls=controls)
+    assert (drawn.labelling, drawn.judging, drawn.grids) == (plain.labelling, plain.judging, plain.grids)
+    places = [place for place, _ in drawn.controls]
+    images = [image for _, image in drawn.controls]
+    assert len(places) == controls
+    assert places == sorted(set(places)), "in order, never two in one place"
+    assert all(1 <= place <= 30 for place in places)
+    assert len({*images, *drawn.practice}) == controls + practice, "no clean image twice"
+
+
+def test_too_few_clean_images_is_an_error() -> None:
+    with pytest.raises(ValueError, match="larger than population"):
+        assign(1, 1, candidates(), {}, range(900, 903), 2, ("p/a",), controls=2)

@@ -3,20 +3,24 @@
 import re
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response as Reply
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
+from app import enrollment
 from app.cli import prepare
 from app.db import Database
-from app.enrollment import PERSONAL
+from app.enrollment import ABANDONED_AFTER, PERSONAL
 from app.main import create_app
-from app.models import Participant, RecruiterId
+from app.models import Participant, RecruiterId, Study, Trial
 from app.settings import Settings
+from app.web import now
 from tests.app.conftest import STUDY, Player, begin
 from tests.app.test_pages import Fields, count
 
@@ -237,6 +241,49 @@ def test_a_withdrawn_session_is_not_offered_again(client: TestClient) -> None:
     client.post(f"/s/{mine}/withdraw")
     assert "Your consent" in client.get("/study/test").text
     assert token(consent(client)) != mine
+
+
+# What counts as shown
+
+
+def test_exposures_are_what_was_answered_or_may_still_be(client: TestClient, db: Database) -> None:
+    finished, amid, silent, withdrawn, pretended = (
+        begin(client),
+        begin(client),
+        begin(client),
+        begin(client),
+        begin(client, simulated="yes"),
+    )
+    finished.answer()
+    for player, images in ((amid, 7), (silent, 5), (withdrawn, 9), (pretended, 4)):
+        player.answer(most=2 + images)
+    client.post(f"/api/sessions/{withdrawn.token}/withdraw")
+    long_ago = now() - ABANDONED_AFTER - timedelta(seconds=1)
+    with db.write() as session:
+        for player in (finished, silent):
+            session.execute(
+                update(Participant).where(Participant.token == player.token).values(last_seen_at=long_ago)
+            )
+        session.commit()
+    with db.read() as session:
+        study = session.scalars(select(Study)).one()
+        counted = {
+            simulated: enrollment.exposures(session, study.id, simulated, now())
+            for simulated in (False, True)
+        }
+        expected: Counter[int] = Counter()
+        for player, images in ((finished, 30), (amid, 30), (silent, 5)):
+            expected.update(
+                session.scalars(
+                    select(Trial.stimulus_id)
+                    .join(Participant)
+                    .where(Participant.token == player.token, Trial.kind == "main")
+                    .order_by(Trial.position)
+                    .limit(images)
+                )
+            )
+    assert counted[False] == expected
+    assert sum(counted[True].values()) == 30
 
 
 # Leaving
