@@ -16,12 +16,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, results, settings
 from app import definition as definitions
+from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
 from app.db import Database
 from app.definition import DefinitionError
 from app.export import responses_csv, results_json
 from app.packs import import_pack
 from app.settings import Settings, SettingsError
-from app.simulate import PAPER_FOOLED, PAPER_REASONABLE, Rates, SimulationError, simulate
+from app.simulate import SimulationError, simulate
 from ml import pack as pack_format
 from ml.pack import Pack, PackError
 

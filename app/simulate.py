@@ -1,24 +1,24 @@
-"""Pretended participants: a bot that is a generator of requests, and a driver that plays it over HTTP."""
+"""Pretended participants over HTTP: plays the bot at the API, and sends again as a browser's outbox would."""
 
 import random
+import threading
 import uuid
-from collections.abc import Generator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx2
 from tqdm import tqdm
 
+from app.bot import Answer, Labels, Page, Rates, Remark, bot
 from app.enrollment import SIMULATED
-from app.models import NONE_PLAUSIBLE
 from ml.pack import Pack
 
-# The paper's table for MNIST (REFERENCE.md): human fooled, mistake reasonable.
-PAPER_FOOLED = {"undefended": 0.02, "distilled": 0.0, "gradient_regularized": 0.164}
-PAPER_REASONABLE = {"undefended": 0.26, "distilled": 0.235, "gradient_regularized": 0.418}
-NONE_SHARE = 0.15  # of the reasonable answers that name another label first: how many say "none is plausible"
+PATIENCE_S = 60.0
+BACKOFF_S = (0.1, 2.0)  # the longest wait before the first repetition, and before any
 
 
 class SimulationError(RuntimeError):
@@ -26,158 +26,229 @@ class SimulationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Rates:
-    """For each model the probability that a participant is fooled, and that the mistake is reasonable."""
+class Answered:
+    """One answer as it was sent: `phase` is labelling or judging, `content` the request's body without its id."""
 
-    fooled: Mapping[str, float]
-    reasonable: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        for name, rates in (("fooled", self.fooled), ("reasonable", self.reasonable)):
-            for model, rate in rates.items():
-                if not 0 <= rate <= 1:
-                    raise ValueError(f"--{name} {model}={rate}: a rate lies between 0 and 1")
-        for model, fooled in self.fooled.items():
-            if fooled > self.reasonable.get(model, 0):
-                raise ValueError(
-                    f"{model}: fooled {fooled} is more than reasonable {self.reasonable.get(model, 0)}, "
-                    "but every fooled answer is a reasonable one"
-                )
+    token: str
+    position: int
+    phase: str
+    answer_id: str
+    content: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Sent:
-    """A request that the bot wants made."""
+@dataclass
+class Ledger:
+    """What participants sent and what the server acknowledged; kept outside the server, to hold it against."""
 
-    method: str
-    path: str
-    body: dict[str, Any] | None = None
+    sent: list[Answered] = field(default_factory=list)
+    acknowledged: list[Answered] = field(default_factory=list)
+    remarks: dict[str, str] = field(default_factory=dict)  # by token, acknowledged
+    codes: dict[str, str] = field(default_factory=dict)  # completion codes by token
+    failures: list[str] = field(
+        default_factory=list
+    )  # why a request was made again: a status or an exception
 
 
-Bot = Generator[Sent, dict[str, Any], str]
+class Outbox:
+    """Makes requests and makes them again, the same ones, until they are answered.
 
-
-def bot(study: str, pack: Pack, rates: Rates, rng: random.Random) -> Bot:
-    """One participant, from consent to completion code: yields requests, is sent the JSON answers.
-
-    Returns the completion code. The hidden target of an image is looked up in the pack by the image's hash.
+    No connection and 5xx are waited out for `patience_s` seconds a request, 429 for as long as the server says.
     """
-    hidden = {s.sha256: s for s in pack.stimuli}
-    created = yield Sent(
-        "POST", "/api/sessions", {"study": study, "consent": True, "external": {SIMULATED: "yes"}}
+
+    def __init__(
+        self, client: httpx2.Client, patience_s: float = PATIENCE_S, ledger: Ledger | None = None
+    ) -> None:
+        self.client = client
+        self.patience_s = patience_s
+        self.ledger = ledger or Ledger()
+        self.stop = threading.Event()  # set: whoever waits gives up
+
+    def greet(self) -> None:
+        """Raises SimulationError at once if this app does not answer at the client's address."""
+        self._body(*self._once("GET", "/healthz", None))
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        accept: Callable[[int, dict[str, Any]], bool] = lambda status, reply: status < 400,
+    ) -> dict[str, Any]:
+        """The reply's JSON object, once one comes that `accept(status, reply)` holds for.
+
+        Raises SimulationError for another reply of the server's, and when patience has run out.
+        """
+        quiet_since, tries = monotonic(), 0
+        while True:
+            if self.stop.is_set():
+                raise SimulationError("stopped")
+            reply, reason = self._once(method, path, body)
+            if reply is not None and reply.status_code != 429 and reply.status_code < 500:
+                found = self._body(reply, reason)
+                if accept(reply.status_code, found):
+                    return found
+                raise SimulationError(f"{method} {path}: {reply.status_code} {found.get('detail', '')}")
+            self.ledger.failures.append(reason)
+            if reply is not None and reply.status_code == 429:
+                quiet_since = monotonic()  # it is there, and says when to come back
+            elif monotonic() - quiet_since > self.patience_s:
+                raise SimulationError(
+                    f"no answer from {self.client.base_url} for {self.patience_s:.0f} s: {reason}"
+                )
+            longest = min(BACKOFF_S[1], BACKOFF_S[0] * 2 ** min(tries, 10))
+            tries += 1
+            # Jitter, so that those who were refused together do not come back together.
+            self.stop.wait(_retry_after_s(reply) + random.uniform(0, longest))
+
+    def _once(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> tuple[httpx2.Response | None, str]:
+        """The reply, or None and why there is none."""
+        try:
+            reply = self.client.request(method, path, json=body)
+        except httpx2.HTTPError as error:
+            return None, type(error).__name__
+        return reply, str(reply.status_code)
+
+    def _body(self, reply: httpx2.Response | None, reason: str) -> dict[str, Any]:
+        if reply is None:
+            raise SimulationError(f"no answer from {self.client.base_url}: {reason}; is it running?")
+        try:
+            body = reply.json()
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise SimulationError(f"{self.client.base_url} does not answer as this app does; is --url right?")
+        return body
+
+
+def _retry_after_s(reply: httpx2.Response | None) -> float:
+    said = reply.headers.get("retry-after", "") if reply is not None else ""
+    return float(said) if said.isascii() and said.isdigit() else 0.0
+
+
+def arrive(outbox: Outbox, study: str, pack: Pack) -> tuple[str, dict[str, Any]]:
+    """Begin a session: its token, and the session as the API describes it. Raises SimulationError."""
+    created = outbox.send(
+        "POST",
+        "/api/sessions",
+        {
+            "study": study,
+            "consent": True,
+            "external": {SIMULATED: "yes"},
+            "request_id": str(uuid.uuid4()),  # sent again, it finds the session that it created
+        },
     )
-    base = f"/api/sessions/{created['token']}"
-    reasonable: dict[int, bool] = {}
-    here = yield Sent("GET", base)
+    token = str(created["token"])
+    here = outbox.send("GET", f"/api/sessions/{token}")
+    served = {stimulus.sha256 for stimulus in pack.stimuli}
+    served |= {image.sha256 for image in (*pack.originals, *pack.clean)}
     for trial in here["trials"]:
-        if not trial["practice"] and _sha256(trial["image"]) not in hidden:
+        if not trial["practice"] and _sha256(trial) not in served:
             raise SimulationError(
                 f"image {trial['position']} is not in {pack.name}: is --pack the served pack?"
             )
-    while here["state"] in ("labelling", "judging"):
-        position = here["next_position"]
-        trial = next(t for t in here["trials"] if t["position"] == position)
-        stimulus = hidden.get(_sha256(trial["image"]))
-        if here["state"] == "judging":
-            answer: dict[str, Any] = {"plausible": reasonable.get(position, False)}
-            path = f"{base}/trials/{position}/plausibility"
-        else:
-            source = stimulus.source_label if stimulus else rng.choice(here["labels"])
-            target = stimulus.target_label if stimulus else None
-            model = stimulus.model if stimulus else ""
-            asked = "runner_up" in here["questions"]
-            label, runner_up = _labels(source, target, here["labels"], model, rates, asked, rng)
-            reasonable[position] = target in (label, runner_up) or label == NONE_PLAUSIBLE
-            answer = {"label": label}
-            if "runner_up" in here["questions"]:
-                answer["runner_up"] = runner_up
-            path = f"{base}/trials/{position}/label"
-        answer |= {"answer_id": str(uuid.uuid4())}  # not of the seed: a second run sends other answers
-        answer |= {"rt_ms": round(rng.lognormvariate(7.6, 0.4), 1), "display": {"simulated": True}}
-        stored = yield Sent("PUT", path, answer)
-        if stored["next_position"] is None:
-            here = yield Sent("GET", base)
-        else:
-            here["next_position"] = stored["next_position"]
-    yield Sent("POST", f"{base}/comments", {"text": ""})
-    finished = yield Sent("POST", f"{base}/finish")
-    return str(finished["completion_code"])
+    return token, here
 
 
-def _sha256(image: str) -> str:
-    return Path(image).stem
-
-
-def _labels(
-    source: str,
-    target: str | None,
-    labels: list[str],
-    model: str,
+def play(
+    outbox: Outbox,
+    token: str,
+    here: dict[str, Any],
+    pack: Pack,
     rates: Rates,
-    asks_runner_up: bool,
     rng: random.Random,
-) -> tuple[str, str]:
-    """(label, runner_up) such that the model's two rates come out in expectation."""
-    fooled, reasonable = rates.fooled.get(model, 0.0), rates.reasonable.get(model, 0.0)
-    other = rng.choice([label for label in labels if label not in (source, target)])
-    draw = rng.random()
-    if target is None or draw >= reasonable:
-        return source, other
-    if draw < fooled:
-        return target, source
-    if rng.random() < NONE_SHARE or not asks_runner_up:  # without a second label only "none" is left
-        return NONE_PLAUSIBLE, NONE_PLAUSIBLE
-    return source, target
+    remark: str = "",
+) -> str:
+    """Answer until the session has its completion code, which is returned. Raises SimulationError.
+
+    `here` is the session as the API describes it, at any point before its end.
+    """
+    base = f"/api/sessions/{token}"
+    position = here["next_position"]
+    participant = bot(_page(here, position), pack, rates, rng, remark)
+    answer = next(participant)
+    while not isinstance(answer, Remark):
+        position = _answer(outbox, token, position, answer)
+        if position is None:
+            here = outbox.send("GET", base)
+            position = here["next_position"]
+        answer = participant.send(_page(here, position))
+    outbox.send("POST", f"{base}/comments", {"text": answer.text})
+    outbox.ledger.remarks[token] = answer.text
+    code = str(outbox.send("POST", f"{base}/finish")["completion_code"])
+    outbox.ledger.codes[token] = code
+    return code
 
 
-def arrive(client: httpx2.Client, participant: Bot) -> Sent:
-    """Create the bot's session and read it; returns the request that comes next. Raises SimulationError."""
-    created = _reply(client, next(participant))
-    return participant.send(_reply(client, participant.send(created)))
+def _answer(outbox: Outbox, token: str, position: int, answer: Answer) -> int | None:
+    """Send one answer until it is stored; the position after it, None where the session must be read again."""
+    content: dict[str, Any]
+    if isinstance(answer, Labels):
+        phase, question, content = "labelling", "label", {"label": answer.label}
+        if answer.runner_up is not None:
+            content["runner_up"] = answer.runner_up
+    else:
+        assert not isinstance(answer, Remark)
+        phase, question, content = "judging", "plausibility", {"plausible": answer.plausible}
+    content |= {"rt_ms": answer.rt_ms, "display": {"simulated": True}}
+    answer_id = str(uuid.uuid4())  # not of the seed: a second run sends other answers
+    entry = Answered(token, position, phase, answer_id, content)
+    outbox.ledger.sent.append(entry)
+
+    def ours(status: int, reply: dict[str, Any]) -> bool:
+        return status < 400 or (status == 409 and reply.get("stored", {}).get("answer_id") == answer_id)
+
+    path = f"/api/sessions/{token}/trials/{position}/{question}"
+    reply = outbox.send("PUT", path, content | {"answer_id": answer_id}, ours)
+    outbox.ledger.acknowledged.append(entry)
+    following: int | None = reply["next_position"] if reply.get("stored") is True else None
+    return following
 
 
-def play(client: httpx2.Client, participant: Bot, wanted: Sent) -> str:
-    """Make the bot's requests, from `wanted` on, until it has its completion code. Raises SimulationError."""
-    try:
-        while True:
-            wanted = participant.send(_reply(client, wanted))
-    except StopIteration as end:
-        return str(end.value)
+def _page(here: dict[str, Any], position: int | None) -> Page:
+    """What the session shows at that position; without one, the page of comments."""
+    labels, questions = tuple(here["labels"]), tuple(here["questions"])
+    if position is None:
+        return Page("commenting", labels, questions)
+    trial = next(t for t in here["trials"] if t["position"] == position)
+    return Page(
+        here["state"],
+        labels,
+        questions,
+        position,
+        _sha256(trial),
+        trial["prediction"],
+        trial["practice"],
+    )
 
 
-def _reply(client: httpx2.Client, sent: Sent) -> dict[str, Any]:
-    try:
-        reply = client.request(sent.method, sent.path, json=sent.body)
-        body = reply.json()
-    except httpx2.HTTPError as error:
-        reason = f"{type(error).__name__}; is it running?"
-        raise SimulationError(f"no answer from {client.base_url}: {reason}") from None
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise SimulationError(f"{client.base_url} does not answer as this app does; is --url right?")
-    if reply.is_error:
-        raise SimulationError(f"{sent.method} {sent.path}: {reply.status_code} {body.get('detail', '')}")
-    return body
+def _sha256(trial: dict[str, Any]) -> str:
+    return Path(trial["image"]).stem
 
 
 def simulate(
     url: str, study: str, pack: Pack, participants: int, seed: int, rates: Rates, workers: int = 8
 ) -> None:
-    """Play that many participants, a few at a time, with a progress bar."""
+    """Play that many participants, `workers` at a time, with a progress bar. Raises SimulationError."""
     try:
         client = httpx2.Client(base_url=url, timeout=60)
     except httpx2.InvalidURL as error:
         raise SimulationError(f"--url {url}: {error}") from None
     with client, ThreadPoolExecutor(workers) as pool:
-        bots = [bot(study, pack, rates, random.Random(f"{seed}/{i}")) for i in range(participants)]
+        outbox = Outbox(client)
+        outbox.greet()
         # One after the other through the door: who gets which number, and so which images, is then the seed's.
-        arrived = [(participant, arrive(client, participant)) for participant in bots]
-        running = [pool.submit(play, client, participant, wanted) for participant, wanted in arrived]
+        arrived = [arrive(outbox, study, pack) for _ in range(participants)]
+        running = [
+            pool.submit(play, outbox, token, here, pack, rates, random.Random(f"{seed}/{i}"))
+            for i, (token, here) in enumerate(arrived)
+        ]
         try:
             for done in tqdm(as_completed(running), total=participants, unit="participant", disable=None):
                 done.result()
         except BaseException:
+            outbox.stop.set()
             for future in running:
                 future.cancel()
             raise

@@ -130,7 +130,7 @@ def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, t
         (["--participants", "many"], "--participants"),
         (["--pack", str(other.directory)], "is --pack the served pack?"),
         (["--pack", str(tmp_path / "nothing")], "nothing"),
-        (["--study", "nothing"], "There is no study 'nothing' open here."),
+        (["--study", "nothing"], "404 There is no study"),
         (["--url", f"http://127.0.0.1:{free_port()}"], "is it running?"),
         (["--url", "http://a:b"], "--url http://a:b"),
         (["--url", "http://[nonsense"], "is it running?"),

@@ -1,0 +1,287 @@
+"""What the fault tests and `benchmarks.faults` share: a server to kill, a crowd of bots, and the count afterwards.
+
+The count reads the database with SQL of its own, so that it is no mirror of the app's queries.
+"""
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from time import monotonic, sleep
+from typing import IO, Any
+
+import httpx2
+
+from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
+from app.settings import ROOT, Settings
+from app.simulate import Answered, Ledger, Outbox, arrive, play
+from ml.pack import Pack
+from tests.app.conftest import environment, free_port
+
+RATES = Rates(PAPER_FOOLED, PAPER_REASONABLE)
+PATIENCE_S = 90.0  # a restart takes seconds, on a busy machine many
+
+
+class KillableServer:
+    """`python -m app serve`, always at the same port, whatever happens to its processes."""
+
+    def __init__(self, settings: Settings, log: Path, program: Sequence[str] = ("-m", "app")) -> None:
+        self._program = program
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.settings = settings
+        self.kills = 0
+        self._log: IO[str] = log.open("a")
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process is not None, "the server was not started"
+        return self._process
+
+    def spawn(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *self._program, "serve", "--port", str(self.port)],
+            cwd=ROOT,
+            env=environment(self.settings),
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def start(self) -> None:
+        """Returns once it listens."""
+        self.spawn()
+        assert self.process.stdout is not None
+        while "Dashboard:" not in (line := self.process.stdout.readline()):
+            assert line, f"the server ended with {self.process.wait()}"
+
+    def kill(self) -> None:
+        """SIGKILL: no handler, no clean-up, nothing flushed."""
+        self.process.kill()
+        assert self.process.wait() == -signal.SIGKILL, "it had ended by itself"
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.kills += 1
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(timeout=20)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+        self._log.close()
+
+
+@contextmanager
+def killable(
+    settings: Settings, log: Path, program: Sequence[str] = ("-m", "app")
+) -> Iterator[KillableServer]:
+    """A server that listens, until the block ends; its errors go to `log`, `program` is what Python runs."""
+    server = KillableServer(settings, log, program)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass
+class Crowd:
+    """Bots that all play at once, each in a thread of its own."""
+
+    outbox: Outbox
+    playing: list[Future[str]] = field(default_factory=list)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.outbox.ledger
+
+    def wait_until(self, true: Callable[[], bool], seconds: float = 120) -> None:
+        """Returns when `true()`; raises what a bot raised, and AssertionError if it never comes true."""
+        until = monotonic() + seconds
+        while not true():
+            self.raise_failures()
+            assert monotonic() < until, "it did not come true in time"
+            assert not all(bot.done() for bot in self.playing), "the bots finished before it came true"
+            sleep(0.005)
+
+    def wait_for_answers(self, count: int) -> None:
+        self.wait_until(lambda: len(self.ledger.acknowledged) >= count)
+
+    def wait_for_failures(self, more: int) -> None:
+        """Returns once so many more requests have failed and are to be made again."""
+        enough = len(self.ledger.failures) + more
+        self.wait_until(lambda: len(self.ledger.failures) >= enough)
+
+    def raise_failures(self) -> None:
+        for bot in self.playing:
+            if bot.done():
+                bot.result()
+
+    def finish(self) -> None:
+        for bot in self.playing:
+            bot.result(timeout=300)
+
+
+@contextmanager
+def crowd(url: str, study: str, pack: Pack, participants: int, seed: int) -> Iterator[Crowd]:
+    """Bots that begin at once; they are stopped when the block ends."""
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    with (
+        httpx2.Client(base_url=url, timeout=60, limits=limits) as client,
+        ThreadPoolExecutor(participants) as pool,
+    ):
+        bots = Crowd(Outbox(client, PATIENCE_S))
+
+        def participate(number: int) -> str:
+            token, here = arrive(bots.outbox, study, pack)
+            rng = random.Random(f"{seed}/{number}")
+            return play(bots.outbox, token, here, pack, RATES, rng, f"Remark {number}.")
+
+        bots.playing += [pool.submit(participate, number) for number in range(participants)]
+        try:
+            yield bots
+        finally:
+            bots.outbox.stop.set()
+
+
+def kill_at_random(server: KillableServer, bots: Crowd, kills: int, answers: int, rng: random.Random) -> None:
+    """Kill and restart the server that often, spread over the play of `answers` answers in all.
+
+    Moments are drawn in acknowledged answers, so that a fast machine is killed as often as a slow one; some servers
+    are killed a second time while they start.
+    """
+    for kill in range(kills):
+        bots.wait_for_answers(round(answers * (kill + rng.random()) / (kills + 1)))
+        sleep(rng.uniform(0, 0.02))
+        server.kill()
+        if rng.random() < 0.25:
+            server.spawn()
+            sleep(rng.uniform(0.2, 2))
+            server.kill()
+        server.start()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the database holds beside what the bots were told."""
+
+    acknowledged: int
+    stored: int
+    lost: int  # acknowledged, and not stored with that id and content
+    doubled: int  # stored more than once: an id, or a question of one session
+    unknown: int  # stored, and never sent
+    unanswered: int  # questions of the sessions without an answer
+    remarks_lost: int
+    sessions: int
+    finished: int  # with the completion code that the bot was given
+    requests_repeated: int
+
+    @property
+    def sound(self) -> bool:
+        return not (self.lost or self.doubled or self.unknown or self.unanswered or self.remarks_lost)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{f.name.replace('_', ' '):20}{getattr(self, f.name):>8}" for f in fields(self))
+
+
+def count(database: Path, ledger: Ledger) -> Counts:
+    """Hold the ledger against the database file."""
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        stored = _stored(connection)
+        unanswered = connection.execute(
+            """
+            SELECT sum(r.trial_id IS NULL) + sum(t.judging_order IS NOT NULL AND j.trial_id IS NULL)
+            FROM trials t LEFT JOIN responses r ON r.trial_id = t.id LEFT JOIN judgments j ON j.trial_id = t.id
+            """
+        ).fetchone()[0]
+        codes = connection.execute(
+            "SELECT token, completion_code FROM participants WHERE finished_at IS NOT NULL"
+        ).fetchall()
+        remarks = connection.execute(
+            "SELECT p.token, c.text FROM comments c JOIN participants p ON p.id = c.participant_id"
+        ).fetchall()
+        sessions = connection.execute("SELECT count(*) FROM participants").fetchone()[0]
+    found = Counter(map(_key, stored))
+    sent = set(map(_key, ledger.sent))
+    places = Counter((a.token, a.position, a.phase) for a in stored)
+    ids = Counter(a.answer_id for a in stored)
+    return Counts(
+        acknowledged=len(ledger.acknowledged),
+        stored=len(stored),
+        lost=sum(found[_key(a)] == 0 for a in ledger.acknowledged),
+        doubled=sum(n - 1 for n in places.values()) + sum(n - 1 for n in ids.values()),
+        unknown=sum(key not in sent for key in found),
+        unanswered=unanswered or 0,
+        remarks_lost=sum((token, text) not in remarks for token, text in ledger.remarks.items()),
+        sessions=sessions,
+        finished=sum(ledger.codes.get(token) == code for token, code in codes),
+        requests_repeated=len(ledger.failures),
+    )
+
+
+def _stored(connection: sqlite3.Connection) -> list[Answered]:
+    labels = connection.execute(
+        """
+        SELECT p.token, t.position, r.answer_id, r.label, r.runner_up, r.rt_ms, r.display
+        FROM responses r JOIN trials t ON t.id = r.trial_id JOIN participants p ON p.id = t.participant_id
+        """
+    )
+    verdicts = connection.execute(
+        """
+        SELECT p.token, t.position, j.answer_id, j.plausible, j.rt_ms, j.display
+        FROM judgments j JOIN trials t ON t.id = j.trial_id JOIN participants p ON p.id = t.participant_id
+        """
+    )
+    found = []
+    for token, position, answer_id, label, runner_up, rt_ms, display in labels:
+        content = {"label": label, "runner_up": runner_up, "rt_ms": rt_ms, "display": json.loads(display)}
+        if runner_up is None:
+            del content["runner_up"]
+        found.append(Answered(token, position, "labelling", str(uuid.UUID(answer_id)), content))
+    for token, position, answer_id, plausible, rt_ms, display in verdicts:
+        content = {"plausible": bool(plausible), "rt_ms": rt_ms, "display": json.loads(display)}
+        found.append(Answered(token, position, "judging", str(uuid.UUID(answer_id)), content))
+    return found
+
+
+def _key(answer: Answered) -> tuple[Any, ...]:
+    content = json.dumps(answer.content, sort_keys=True)
+    return answer.token, answer.position, answer.phase, answer.answer_id, content
+
+
+class Locker:
+    """Another process that holds the database's write lock."""
+
+    def __init__(self, database: Path) -> None:
+        program = (
+            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60);"
+            "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); sys.stdin.read(); c.execute('ROLLBACK')"
+        )
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, str(database)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Locker":
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "locked\n"
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate()
+        assert self._process.returncode == 0
