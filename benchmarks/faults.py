@@ -16,6 +16,8 @@ from app.settings import ROOT, Settings
 from ml import pack as pack_format
 from tests.app.faults import count, crowd, kill_at_random, killable
 
+ANSWERS = 60  # of one session, at least: the kills are spread over so many
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
@@ -27,7 +29,9 @@ def main() -> int:
     pack = pack_format.read(ROOT / "stimuli" / "mnist-jsma")
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "study.db"
-        settings = Settings(f"sqlite:///{database}", "a secret of the benchmark", ROOT / "studies", ROOT / "stimuli")
+        settings = Settings(
+            f"sqlite:///{database}", "the benchmark's secret", ROOT / "studies", ROOT / "stimuli"
+        )
         log = Path(folder) / "server.log"
         with (
             killable(settings, log) as server,
@@ -35,7 +39,7 @@ def main() -> int:
         ):
             started = perf_counter()
             bots.wait_until(lambda: len(bots.ledger.acknowledged) > 0)
-            answers = 62 * args.participants
+            answers = ANSWERS * args.participants
             kill_at_random(server, bots, args.kills, answers, random.Random(args.seed))
             bots.finish()
             seconds = perf_counter() - started

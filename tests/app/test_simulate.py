@@ -1,5 +1,12 @@
-"""`python -m app simulate` against a real server: known rates come back, a seed repeats, bad input is one line."""
+"""`python -m app simulate` against a real server: known rates come back, a seed repeats, bad input is one line.
 
+And its parts: what the bot answers to which page, and how the outbox sends again.
+"""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -10,9 +17,12 @@ import pytest
 from scipy.stats import binomtest
 from sqlalchemy import select
 
+from app import simulate
+from app.bot import Labels, Page, Rates, Remark, Verdict, bot
 from app.db import Database
 from app.models import Judgment, Participant, Response, Study, Trial
 from app.settings import Settings
+from app.simulate import Outbox, SimulationError
 from ml.pack import Pack
 from tests.app.conftest import STUDY, Server, free_port
 from tests.app.test_cli import app
@@ -165,3 +175,126 @@ def test_another_program_at_that_address_is_one_line(pack: Pack, settings: Setti
         thread.join()
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert f"{url} does not answer as this app does" in done.stderr
+
+
+ALL = Rates({"undefended": 1.0}, {"undefended": 1.0})
+ASKED = ("label", "runner_up", "plausibility")
+
+
+def test_the_bot_answers_pages(pack: Pack) -> None:
+    stimulus = next(s for s in pack.stimuli if s.model == "undefended")
+    shown = Page("labelling", pack.labels, ASKED, position=1, image=stimulus.sha256)
+    clean = replace(shown, position=2, image=pack.clean[3].sha256)  # a control image: not said to be practice
+    stranger = replace(shown, position=3, image="0" * 64, practice=True)
+    playing = bot(shown, pack, ALL, random.Random(0), "Nothing.")
+    answer = next(playing)
+    assert isinstance(answer, Labels)
+    assert (answer.label, answer.runner_up) == (stimulus.target_label, stimulus.source_label)
+    own = playing.send(clean)
+    assert isinstance(own, Labels)
+    assert own.label == pack.clean[3].source_label
+    any_of_them = playing.send(stranger)
+    assert isinstance(any_of_them, Labels)
+    assert any_of_them.label in pack.labels
+    assert any_of_them.runner_up in set(pack.labels) - {any_of_them.label}
+    judged = replace(shown, state="judging", prediction=stimulus.prediction)
+    verdict = playing.send(judged)
+    assert isinstance(verdict, Verdict)
+    assert verdict.plausible is True
+    assert playing.send(replace(shown, state="commenting", position=0, image="")) == Remark("Nothing.")
+    with pytest.raises(StopIteration):
+        next(playing)
+
+
+def test_the_bot_gives_no_second_label_where_none_is_asked(pack: Pack) -> None:
+    stimulus = next(s for s in pack.stimuli if s.model == "undefended")
+    page = Page("labelling", pack.labels, ("label",), position=1, image=stimulus.sha256)
+    answer = next(bot(page, pack, ALL, random.Random(0)))
+    assert isinstance(answer, Labels)
+    assert (answer.label, answer.runner_up) == (stimulus.target_label, None)
+
+
+Handler = Callable[[httpx2.Request], httpx2.Response]
+
+
+def outbox(handler: Handler, patience_s: float = 60) -> Outbox:
+    client = httpx2.Client(base_url="http://server", transport=httpx2.MockTransport(handler))
+    return Outbox(client, patience_s)
+
+
+def test_the_outbox_sends_the_same_again_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "BACKOFF_S", (0.0, 0.0))
+    bodies: list[object] = []
+    waits: list[float] = []
+
+    def faulty(request: httpx2.Request) -> httpx2.Response:
+        bodies.append(json.loads(request.content))
+        match len(bodies):
+            case 1:
+                raise httpx2.ConnectError("refused", request=request)
+            case 2:
+                raise httpx2.ReadError("cut", request=request)
+            case 3:
+                return httpx2.Response(500, json={"detail": "a fault"})
+            case 4:
+                return httpx2.Response(503, json={"detail": "busy"}, headers={"Retry-After": "2"})
+            case 5:
+                return httpx2.Response(502, text="<h1>Bad gateway</h1>")
+            case 6:
+                return httpx2.Response(429, json={"detail": "slowly"}, headers={"Retry-After": "7"})
+        return httpx2.Response(200, json={"stored": True})
+
+    sending = outbox(faulty)
+    monkeypatch.setattr(sending.stop, "wait", waits.append)
+    assert sending.send("PUT", "/x", {"answer_id": "a"}) == {"stored": True}
+    assert bodies == [{"answer_id": "a"}] * 7
+    assert sending.ledger.failures == ["ConnectError", "ReadError", "500", "503", "502", "429"]
+    assert waits == [0, 0, 0, 2, 0, 7], "as long as the server says"
+
+
+def test_the_outbox_gives_up_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulate, "BACKOFF_S", (0.0, 0.0))
+
+    def away(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectError("refused", request=request)
+
+    with pytest.raises(
+        SimulationError, match=r"no answer from http://server/? for 0 s: ConnectError"
+    ) as error:
+        outbox(away, patience_s=0).send("GET", "/x")
+    assert "\n" not in str(error.value)
+    with pytest.raises(SimulationError, match="is it running"):
+        outbox(away).greet()
+    limited = iter([429] * 50 + [200])
+
+    def busy(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(next(limited), json={})
+
+    assert outbox(busy, patience_s=0).send("POST", "/x") == {}, "429 is waited out for however long"
+    with pytest.raises(SimulationError, match=r"PUT /x: 409 Another answer\."):
+        outbox(lambda request: httpx2.Response(409, json={"detail": "Another answer."})).send("PUT", "/x")
+
+
+def test_a_conflict_with_our_own_answer_is_no_error(pack: Pack) -> None:
+    here = {
+        "state": "labelling",
+        "labels": list(pack.labels),
+        "questions": ["label"],
+        "next_position": 1,
+        "trials": [
+            {"position": 1, "image": "/stimuli/0.png", "prediction": None, "practice": True},
+        ],
+    }
+
+    def server(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "PUT":
+            stored = {"answer_id": json.loads(request.content)["answer_id"]}
+            return httpx2.Response(409, json={"detail": "Stored.", "stored": stored, "next_position": None})
+        if request.method == "GET":
+            return httpx2.Response(200, json=here | {"state": "commenting", "next_position": None})
+        return httpx2.Response(200, json={"completion_code": "CODE"})
+
+    sending = outbox(server)
+    assert simulate.play(sending, "token", here, pack, ALL, random.Random(0)) == "CODE"
+    assert sending.ledger.acknowledged == sending.ledger.sent
+    assert len(sending.ledger.sent) == 1

@@ -1,0 +1,118 @@
+"""The database underneath: writers in order, a bounded wait, what is deleted is gone from the files."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError
+
+from app import db as databases
+from app.db import Database
+from app.models import Participant, Response, Trial
+from app.settings import Settings
+from tests.app.conftest import Player
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Database:
+    return Database(f"sqlite:///{tmp_path / 'study.db'}")
+
+
+def test_every_connection_has_the_settings_that_keep_answers(database: Database) -> None:
+    def pragma(name: str) -> object:
+        with database.read() as session:
+            return session.scalar(text(f"PRAGMA {name}"))
+
+    assert pragma("journal_mode") == "wal"
+    assert pragma("synchronous") == 2, "FULL"
+    assert pragma("busy_timeout") == 1000 * databases.BUSY_TIMEOUT_S
+    assert (pragma("foreign_keys"), pragma("secure_delete")) == (1, 1)
+    database.close()
+
+
+def test_writers_come_in_the_order_in_which_they_asked(database: Database) -> None:
+    order: list[int] = []
+    asked = [threading.Event() for _ in range(20)]
+
+    def write(number: int) -> None:
+        asked[number].set()
+        with database.write() as session:
+            session.execute(text("SELECT 1"))
+            order.append(number)
+
+    with ThreadPoolExecutor(20) as pool, database.write():
+        for number in range(20):
+            pool.submit(write, number)
+            asked[number].wait(10)
+            while len(database._queue._waiting) <= number:  # type: ignore[union-attr]
+                threading.Event().wait(0.001)
+    assert order == list(range(20))
+    database.close()
+
+
+def test_a_writer_waits_so_long_and_no_longer(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(databases, "BUSY_TIMEOUT_S", 0.05)
+
+    def write() -> None:
+        with database.write():
+            pass
+
+    with (
+        ThreadPoolExecutor(1) as pool,
+        database.write(),
+        pytest.raises(OperationalError, match="database is locked"),
+    ):
+        pool.submit(write).result()
+    write()
+    with pytest.raises(ZeroDivisionError), database.write():
+        raise ZeroDivisionError
+    write()  # neither who gave up nor who failed blocks the next
+    database.close()
+
+
+def test_what_a_withdrawal_deletes_is_in_no_file(
+    client: TestClient, settings: Settings, start: Callable[..., Player]
+) -> None:
+    """Among others who stay, so that the deleted rows share their pages."""
+    ids, answers, comments = [], [], []
+    players = []
+    for number in range(8):
+        ids.append(f"recruiter-{uuid.uuid4()}-{number}" + "x" * 100)
+        player = start(PROLIFIC_PID=ids[-1])
+        player.answer(until="commenting")
+        comments.append(f"Comment {uuid.uuid4()}: " + "gooseberries under the viaduct. " * 30)
+        assert player.client.post(f"{player.base}/comments", json={"text": comments[-1]}).status_code == 200
+        players.append(player)
+    with client.app.state.database.read() as session:  # type: ignore[attr-defined]
+        for player in players:
+            own = select(Trial.id).join(Participant).where(Participant.token == player.token)
+            rows = session.scalars(select(Response.answer_id).where(Response.trial_id.in_(own)))
+            answers.append([answer.hex.encode() for answer in rows])
+    path = Path(settings.database_url.removeprefix("sqlite:///"))
+
+    def readable(number: int) -> int:
+        """How many of a participant's secrets can be read in the database's files."""
+        content = b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+        secrets = [ids[number].encode(), comments[number].encode()[:60], *answers[number]]
+        return sum(secret in content for secret in secrets)
+
+    assert [readable(number) for number in range(8)] == [34] * 8
+    for player in players[::2]:
+        assert player.client.post(f"{player.base}/withdraw").status_code == 200
+    assert [readable(number) for number in range(8)] == [0, 34] * 4
+
+
+def test_a_scrub_that_cannot_be_done_is_no_failure(
+    settings: Settings, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(databases, "BUSY_TIMEOUT_S", 0.05)
+    database = Database(settings.database_url)
+    with database.write() as session, ThreadPoolExecutor(1) as pool:
+        session.execute(text("SELECT 1"))
+        pool.submit(database.scrub).result()
+    database.close()
