@@ -8,11 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyPack
+from app.recruiters import FILLERS, PLACEHOLDER
 
 Question = Literal["label", "runner_up", "plausibility"]
 Language = Literal["en", "zh"]
@@ -62,7 +63,17 @@ class Completion(_Strict):
     """What the participant takes back to the recruiter; without `code` each gets a code of their own."""
 
     code: str | None = Field(default=None, min_length=3, max_length=100)
-    redirect_url: str | None = Field(default=None, pattern=r"^https://")
+    redirect_url: str | None = Field(
+        default=None, pattern=r"^https://[^{}/]+(/|$)"
+    )  # may name {survey_code} and so on
+
+    @field_validator("redirect_url")
+    @classmethod
+    def _known_names(cls, url: str | None) -> str | None:
+        for name in PLACEHOLDER.findall(url or ""):
+            if name not in FILLERS:
+                raise ValueError(f"redirect_url names {{{name}}}, which is none of {', '.join(FILLERS)}")
+        return url
 
 
 class Texts(_Strict):

@@ -14,17 +14,13 @@ from app.definition import Definition
 from app.i18n import N_
 from app.models import CleanImage, Pack, Participant, RecruiterId, Response, Stimulus, Study, Trial
 from app.participation import ALPHABET, Refusal
+from app.recruiters import PERSONAL
 from app.stats import placebo_label
 
 SIMULATED = "simulated"  # the external id that `python -m app simulate` marks its participants with
-# An unfinished session this long silent no longer holds its images. Longer, and a rush of arrivals with many dropouts
-# leaves images unevenly answered; one who comes back later still finds the same images.
+# An unfinished session this long silent no longer holds its images. Longer, and a rush of arrivals with many
+# dropouts leaves images unevenly answered; one who comes back later still finds the same images.
 ABANDONED_AFTER = timedelta(minutes=30)
-
-# The names in a recruiter's link that stand for one person: Prolific, MTurk, SONA, plain links.
-PERSONAL = ("PROLIFIC_PID", "workerId", "survey_code", "id")
-# Further names that are kept from such a link.
-RECRUITER_KEYS = (*PERSONAL, "STUDY_ID", "SESSION_ID", "assignmentId", "hitId")
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 from app import definition as definitions
 from app import enrollment, participation
 from app.definition import Definition
-from app.enrollment import RECRUITER_KEYS, Beginning
+from app.enrollment import Beginning
 from app.i18n import LANGUAGES, N_, translate
 from app.models import Participant, Study
 from app.participation import Refusal
+from app.recruiters import RECRUITER_KEYS
 from app.web import Db, enroll, language_of, parsed_uuid, render
 
 router = APIRouter(default_response_class=HTMLResponse)

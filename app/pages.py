@@ -14,6 +14,7 @@ from app.entrance import plain
 from app.i18n import LANGUAGES, N_, translate
 from app.models import NONE_PLAUSIBLE, Comment, Image
 from app.participation import Refusal, SessionView
+from app.recruiters import way_back
 from app.web import Db, now, render
 
 router = APIRouter(default_response_class=HTMLResponse)
@@ -231,7 +232,8 @@ def _current(
             text = (chosen or {}).get("text", stored.text if stored else "")
             return _session_page(request, "commenting.html", here, error, grids=grids, text=text)
         left = participation.stored_about(session, here.participant)
-    return _session_page(request, f"{here.state}.html", here, left=sum(left.values()))
+        back = way_back(session, here.participant, here.definition.completion.redirect_url)
+    return _session_page(request, f"{here.state}.html", here, left=sum(left.values()), back=back)
 
 
 def _trial_page(session: Session, here: SessionView, chosen: dict[str, str]) -> TrialPage:

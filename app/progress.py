@@ -81,9 +81,8 @@ def monitor(session: Session, study: Study, definition: Definition, data: Data) 
         .where(*taking_part(study, data), Trial.kind == "main")
     ):
         answers.setdefault(participant, []).append((label, rt))
-    controls_right: dict[int, int] = {
-        participant: right
-        for participant, right in session.execute(
+    controls_right = dict(
+        session.execute(
             select(Trial.participant_id, func.count())
             .join(Response, Response.trial_id == Trial.id)
             .join(CleanImage, CleanImage.id == Trial.clean_image_id)
@@ -92,8 +91,8 @@ def monitor(session: Session, study: Study, definition: Definition, data: Data) 
                 *taking_part(study, data), Trial.kind == "control", Response.label == CleanImage.source_label
             )
             .group_by(Trial.participant_id)
-        )
-    }
+        ).all()
+    )
     counts = {
         participant: (total, labelled, to_judge, judged)
         for participant, total, labelled, to_judge, judged in session.execute(
@@ -148,7 +147,8 @@ def excluded_because(
 ) -> str | None:
     """The exclusion rule of the study file that a finished participant's (label, rt_ms) answers meet, or None.
 
-    `answers` are those to main trials; `controls_right` counts the control images read as what they are. Where no time could be measured (a browser without JavaScript) the rule about times says nothing.
+    `answers` are those to main trials; `controls_right` counts the control images read as what they
+    are. Where no time could be measured (a browser without JavaScript) the rule about times says nothing.
     """
     rules = definition.exclusions
     times = [rt for _, rt in answers if rt is not None]

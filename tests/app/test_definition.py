@@ -89,7 +89,7 @@ def test_the_bundled_studies_run_on_the_bundled_packs(tmp_path: Path) -> None:
             "5 practice and control images are",
         ),
         (lambda t: t.replace("practice = 2", "practice = 2\npause_after = 1"), "pause_after"),
-        (lambda t: t.replace("practice = 2", "practice = 2\nmin_answer_ms = -1"), "min_answer_ms"),
+        (lambda t: t.replace("min_answer_ms = 0", "min_answer_ms = -1"), "min_answer_ms"),
         (
             lambda t: t.replace("[exclusions]", "[exclusions]\nmin_controls_right = 1"),
             "min_controls_right is more than the 0 controls",
@@ -100,6 +100,8 @@ def test_the_bundled_studies_run_on_the_bundled_packs(tmp_path: Path) -> None:
             ),
             "rotate_questions needs the question 'runner_up'",
         ),
+        (lambda t: t + '[completion]\nredirect_url = "https://{id}.example/"', "redirect_url"),
+        (lambda t: t + '[completion]\nredirect_url = "https://a.example/?x={token}"', "names {token}"),
         (lambda t: t + '[recruitment]\nreturning = "maybe"', "recruitment.returning"),
         (lambda t: t + '[completion]\nredirect_url = "javascript:alert(1)"', "redirect_url"),
     ],

@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import BaseModel
 
 from app.definition import Definition
-from app.enrollment import PERSONAL, RECRUITER_KEYS
+from app.recruiters import FILLERS, PERSONAL, RECRUITER_KEYS
 from app.settings import ROOT
 
 GUIDE = (ROOT / "docs" / "study-file.md").read_text(encoding="utf-8")
@@ -47,7 +47,8 @@ def test_the_links_for_recruiters_use_names_that_are_kept() -> None:
     links = re.findall(r"`/study/mnist\?([^`]+)`", GUIDE)
     names = {part.split("=")[0] for link in links for part in link.split("&")}
     assert names <= set(RECRUITER_KEYS)
-    assert set(PERSONAL) <= names | {"id"}
+    assert set(PERSONAL) <= names
+    assert all(f"`{{{name}}}`" in GUIDE for name in FILLERS)
 
 
 def test_the_readme_and_the_changelog_know_the_version() -> None:

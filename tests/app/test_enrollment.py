@@ -1,5 +1,6 @@
 """Who begins and who comes back: one session a person, whatever link, device or double click brought them."""
 
+import html
 import re
 import threading
 import uuid
@@ -16,9 +17,10 @@ from sqlalchemy import func, select, update
 from app import enrollment
 from app.cli import prepare
 from app.db import Database
-from app.enrollment import ABANDONED_AFTER, PERSONAL
+from app.enrollment import ABANDONED_AFTER
 from app.main import create_app
 from app.models import Participant, RecruiterId, Study, Trial
+from app.recruiters import PERSONAL
 from app.settings import Settings
 from app.web import now
 from tests.app.conftest import STUDY, Player, begin
@@ -241,6 +243,29 @@ def test_a_withdrawn_session_is_not_offered_again(client: TestClient) -> None:
     client.post(f"/s/{mine}/withdraw")
     assert "Your consent" in client.get("/study/test").text
     assert token(consent(client)) != mine
+
+
+# Back to the recruiter
+
+
+def test_the_way_back_names_whom_the_recruiter_sent(settings: Settings) -> None:
+    url = "https://sona.example/credit?experiment=7&survey_code={survey_code}&cc={code}&pid={PROLIFIC_PID}"
+    text = f'{STUDY}\n[completion]\nredirect_url = "{url}"\n'
+    (settings.studies / "test.toml").write_text(text)
+    prepare(settings)
+    with TestClient(create_app(settings)) as client:
+        player = begin(client, survey_code="a b&c=ä{code}")
+        player.answer(until="commenting")
+        assert "sona.example" not in client.get(f"/s/{player.token}").text, (
+            "not before every answer is counted"
+        )
+        assert client.post(f"{player.base}/finish").json()["redirect_url"]
+        code = codes(client.get(f"/s/{player.token}").text)["completion-code"]
+        expected = f"https://sona.example/credit?experiment=7&survey_code=a%20b%26c%3D%C3%A4%7Bcode%7D&cc={code}&pid="
+        assert client.post(f"{player.base}/finish").json()["redirect_url"] == expected
+        assert f'href="{html.escape(expected)}"' in client.get(f"/s/{player.token}").text
+        client.post(f"/s/{player.token}/withdraw")
+        assert "sona.example" not in client.get(f"/s/{player.token}").text
 
 
 # What counts as shown

@@ -13,9 +13,9 @@ from sqlalchemy import func, select
 
 from app import participation
 from app.db import Database
-from app.enrollment import RECRUITER_KEYS
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response
+from app.recruiters import RECRUITER_KEYS
 from app.settings import Settings
 from tests.app.conftest import Player
 
@@ -54,7 +54,7 @@ class Fields(HTMLParser):
             self.action = values["action"]
         if tag == "input" and values["type"] == "hidden":
             self.hidden[values["name"]] = values["value"]
-        if tag == "input" and "checked" in values:
+        if tag == "input" and "checked" in values and "name" in values:
             self.checked[values["name"]] = values["value"]
 
 
