@@ -96,6 +96,16 @@ class SessionView:
             return min(self._unjudged(), key=lambda t: t.judging_order or 0).position
         return None
 
+    @property
+    def order(self) -> list[int]:
+        """The positions of the present part as they come; none outside of labelling and judging."""
+        if self.state == "labelling":
+            return [t.position for t in self.trials]
+        if self.state == "judging":
+            judged = [(t.judging_order, t.position) for t in self.trials if t.judging_order is not None]
+            return [position for _, position in sorted(judged)]
+        return []
+
     def trial(self, position: int) -> TrialView:
         for trial in self.trials:
             if trial.position == position:

@@ -179,7 +179,11 @@ def healthz() -> JSONResponse:
 
 
 def describe(here: SessionView) -> dict[str, Any]:
-    """The session as the participant's browser may know it: no model, source or target is in it."""
+    """The session as the participant's browser may know it: no model, source or target is in it.
+
+    `order`: the positions of the present part as they come, answered ones too, so that a browser that loses its
+    connection can go on to the part's end.
+    """
     in_judging = here.state in ("judging", "commenting", "finished")
     return {
         "study": here.study.slug,
@@ -188,6 +192,7 @@ def describe(here: SessionView) -> dict[str, Any]:
         "questions": here.questions,
         "trials_total": len(here.trials),
         "next_position": here.next_position,
+        "order": here.order,
         "trials": [
             {
                 "position": trial.position,

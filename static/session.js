@@ -1,49 +1,42 @@
-// A trial without page loads: sends each answer to the JSON API and shows the next image in place.
-// The page is a plain form; everything here only makes it quicker. Nothing is shown as saved before the server said so.
+// A part of a session without page loads. An answer goes into the outbox before the next image comes; sending.js takes
+// it from there, and "saved" is shown only once the server has committed. Without scripts the page is a plain form.
 
-import { fit } from "./crisp.js";
+import { Images } from "./images.js";
+import { Outbox } from "./outbox.js";
+import * as presentation from "./presentation.js";
+import * as questions from "./questions.js";
+import { Sending } from "./sending.js";
+import { ask, insist } from "./server.js";
+import { text } from "./texts.js";
 
-const stage = document.getElementById("stage");
-const form = document.getElementById("questions");
-const image = document.getElementById("stimulus");
-const errorBox = document.getElementById("error");
-const status = document.getElementById("status");
-const button = document.getElementById("continue");
-const token = stage.dataset.token;
-const phase = stage.dataset.phase;
-const labelling = phase === "labelling";
-const DAY_MS = 24 * 3600 * 1000;
+const PAUSE_MIN_MS = 500; // a press meant for the image before ends no pause
+const TROUBLE = 2; // failed attempts in a row; before, it may be a hiccup
 
-let session = null; // GET /api/sessions/{token}
-let position = Number(stage.dataset.position);
-let number = Number(stage.dataset.number);
-let answerId = form.elements.answer_id.value;
-let shownAt = null; // performance.now() at the paint after the image was decoded
-let hiddenTimes = 0; // how often the page went out of sight during this trial
-let sending = false;
-let secondFilledIn = false; // "no other" was set because no label is plausible
+const root = document.documentElement;
+const element = (id) => document.getElementById(id);
+const stage = element("stage");
+const form = element("questions");
+const keys = element("keys");
+const { token, phase } = stage.dataset;
+const pauseAfter = Number(stage.dataset.pauseAfter);
+const minAnswerMs = Number(stage.dataset.minAnswerMs);
+const address = `/s/${token}`;
 
-const leave = () => location.replace(`/s/${token}`);
-
-// Repeats until the attempt gives something: after half a second, then ever more rarely, and at once on reconnect.
-async function insist(attempt, message) {
-  for (let wait = 500; ; wait = Math.min(2 * wait, 8000)) {
-    try {
-      const result = await attempt();
-      if (result) {
-        status.textContent = "";
-        return result;
-      }
-    } catch {
-      // no connection; tried again below
-    }
-    status.textContent = message;
-    await new Promise((resolve) => {
-      setTimeout(resolve, wait);
-      window.addEventListener("online", resolve, { once: true });
-    });
-  }
-}
+let trials; // position -> trial
+let order; // positions of this part, as they come
+let images;
+let outbox;
+let sending;
+const known = new Set(); // positions that need no answer any more: stored, or in the outbox
+let current = null; // the trial before the participant
+let adding = 0; // 1 while an answer is on its way into the outbox
+let whenSaved = []; // called when the outbox is empty
+let over = false; // the server has all of this part
+let pending = 0;
+let failures = 0;
+let wasCutOff = false;
+let leaving = false;
+let endPause = null;
 
 // Random version-4 UUID; crypto.randomUUID does not exist on plain http in a laboratory's network.
 function newAnswerId() {
@@ -54,210 +47,286 @@ function newAnswerId() {
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
 }
 
-function fitImage() {
-  image.style.width = ""; // back to the room that the style sheet gives
-  fit(image, image.getBoundingClientRect().width);
+// To the page where the session is; not before it can be reached, as the browser's own error page has no way back.
+async function leave() {
+  if (leaving) return;
+  leaving = true;
+  while (!(await reachable())) await insist("GET", `/api/sessions/${token}`);
+  location.replace(address);
+}
+const reachable = () => fetch(address, { method: "HEAD", cache: "no-store" }).then((r) => r.status < 500, () => false);
+
+// What the page says
+
+function panel(name) {
+  stage.dataset.panel = name;
+  if (name) element(name).focus({ preventScroll: true });
 }
 
-const fetched = new Map(); // image address -> promise of the decoded image
-function decoded(url) {
-  if (!fetched.has(url)) {
-    const ahead = new Image();
-    ahead.src = url;
-    fetched.set(url, ahead.decode().then(() => ahead, () => fetched.delete(url) && null));
-  }
-  return fetched.get(url);
+function say(id, words) {
+  if (element(id).textContent !== words) element(id).textContent = words;
 }
 
-async function markShown() {
-  shownAt = null;
-  delete stage.dataset.shown;
-  hiddenTimes = 0;
-  const of = position;
-  try {
-    await image.decode();
-  } catch {
-    showError("The image could not be loaded. Please reload the page; nothing is lost.");
-    return;
-  }
-  requestAnimationFrame(() => requestAnimationFrame(() => {
-    if (of !== position) return;
-    shownAt = performance.now();
-    stage.dataset.shown = position; // for tests: from here on a response time is measured
-  }));
+function showError(words) {
+  say("error", words);
+  element("error").hidden = !words;
+  if (words) element("error").scrollIntoView({ block: "nearest" });
 }
 
-function showError(text) {
-  errorBox.textContent = text;
-  errorBox.hidden = !text;
-  if (text) errorBox.scrollIntoView({ block: "nearest" });
+function showState() {
+  const trouble = failures >= TROUBLE || (failures > 0 && !navigator.onLine);
+  const unsaved = pending + adding;
+  say("saved", unsaved ? text(failures ? "unsaved" : "saving", { number: unsaved }) : known.size ? text("saved") : "");
+  const cutOff = trouble || !navigator.onLine;
+  if (cutOff) say("recovery", "");
+  else if (wasCutOff && unsaved === 0) say("recovery", text("recovered"));
+  wasCutOff = cutOff || (wasCutOff && unsaved > 0);
+  say("connection", cutOff ? text(outbox.durable ? "offline" : "offline_wait") : "");
+  element("connection").hidden = !cutOff;
+  say("finishing-text", text(trouble ? "last_unsaved" : "last_saving", { number: unsaved }));
 }
 
-function group(name) {
-  return [...form.querySelectorAll(`input[name="${name}"]`)];
-}
-const chosen = (name) => group(name).find((input) => input.checked && !input.disabled) || null;
-
-// The second label cannot be the first one; with no plausible label there is no second.
-function updateChoices() {
-  if (chosen("label") || chosen("plausible")) showError("");
-  if (!labelling) return;
-  const first = chosen("label");
-  const none = first !== null && first.value === "none";
-  for (const input of group("runner_up")) {
-    if (secondFilledIn && !none) input.checked = false; // it was not the participant's choice
-    input.disabled = none ? input.value !== "none" : first !== null && input.value !== "none" && input.value === first.value;
-    if (none) input.checked = input.value === "none";
-    else if (input.disabled) input.checked = false;
-  }
-  secondFilledIn = none;
-}
-
-function answer() {
-  if (!labelling) {
-    const choice = chosen("plausible");
-    return choice ? { plausible: choice.value === "yes" } : "Choose yes or no.";
-  }
-  const first = chosen("label");
-  if (!first) return "Choose a label, or “none is plausible”.";
-  if (group("runner_up").length === 0) return { label: first.value, runner_up: null };
-  const second = chosen("runner_up");
-  if (!second) return "Choose a second label too, or “no other”.";
-  return { label: first.value, runner_up: second.value };
-}
-
-function display() {
-  const box = image.getBoundingClientRect();
-  return {
-    css_width: box.width,
-    css_height: box.height,
-    device_pixel_ratio: window.devicePixelRatio,
-    interpolation: getComputedStyle(image).imageRendering,
-    zoom: window.visualViewport ? window.visualViewport.scale : null,
-    hidden_times: hiddenTimes,
-  };
-}
-
-// Sends until the server has answered: what it has not acknowledged is sent again, with the same id.
-function put(body) {
-  const url = `/api/sessions/${token}/trials/${position}/${labelling ? "label" : "plausibility"}`;
-  const request = {
-    method: "PUT",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
-  };
-  return insist(async () => {
-    const reply = await fetch(url, request);
-    return reply.status < 500 && reply.status !== 429 ? reply : null;
-  }, "Not saved yet; trying again …");
-}
-
-async function submit() {
-  if (sending) return;
-  const given = answer();
-  if (typeof given === "string") return showError(given);
-  const elapsed = shownAt === null ? null : Math.max(0, performance.now() - shownAt);
-  const rt = elapsed !== null && elapsed <= DAY_MS ? Math.round(elapsed * 10) / 10 : null;
-  sending = true;
-  button.disabled = true;
-  showError("");
-  const reply = await put({ answer_id: answerId, ...given, rt_ms: rt, display: display() });
-  if (reply.ok) {
-    const stored = await reply.json();
-    const trial = session?.trials.find((trial) => trial.position === stored.next_position);
-    if (!trial) return leave(); // another phase, or this page does not know what comes
-    await insist(() => decoded(trial.image), "The next image is on its way …");
-    show(trial);
-  } else if (reply.status === 422) {
-    showError((await reply.json()).detail);
-  } else {
-    return leave(); // answered elsewhere, or another page by now: the server knows where
-  }
-  sending = false;
-  button.disabled = false;
-}
-
-function show(trial) {
-  const was = session.trials.find((trial) => trial.position === position);
-  if (!was.practice) number += 1;
-  position = trial.position;
-  answerId = newAnswerId();
-  form.elements.position.value = position;
-  form.elements.answer_id.value = answerId;
-  for (const input of form.querySelectorAll("input[type=radio]")) {
-    input.checked = false;
-    input.disabled = false;
-  }
-  image.src = trial.image;
-  if (!labelling) document.getElementById("prediction").textContent = trial.prediction;
-  const total = Number(stage.dataset.total);
-  document.getElementById("progress-text").textContent =
-    trial.practice ? `Practice image ${position}` : `Image ${number} of ${total}`;
-  document.getElementById("progress").value = trial.practice ? 0 : number - 1;
+function showProgress(trial) {
+  const kind = order.filter((position) => trials.get(position).practice === trial.practice);
+  const number = kind.indexOf(trial.position) + 1;
+  const total = kind.length;
+  say("progress-text", text(trial.practice ? "practice" : "image", { number, total }));
+  element("progress").max = total;
+  element("progress").value = trial.practice ? 0 : number - 1;
   for (const note of stage.querySelectorAll("[data-show-on]")) {
     note.hidden = note.dataset.showOn === "practice" ? !trial.practice : trial.practice || number !== 1;
   }
-  document.getElementById("main").focus({ preventScroll: true });
-  window.scrollTo(0, 0);
-  markShown();
 }
 
-function choose(name, value) {
-  const input = group(name).find((input) => input.value.toLowerCase() === value && !input.disabled);
-  if (input) input.checked = true;
-  updateChoices();
+// One trial after the other
+
+async function show(trial) {
+  current = trial;
+  endPause = null;
+  presentation.conceal();
+  delete stage.dataset.shown;
+  questions.clear();
+  showError("");
+  if (trial.prediction !== null && element("prediction")) say("prediction", trial.prediction);
+  showProgress(trial);
+  panel("");
+  element("main").focus({ preventScroll: true });
+  window.scrollTo(0, 0);
+  const painted = await presentation.present(images.of(trial.image), images.retries(trial.image));
+  if (painted) stage.dataset.shown = trial.position; // for tests: from here on a response time is measured
+}
+
+async function goOn(after = null) {
+  for (const entry of await outbox.entries().catch(() => [])) if (entry.phase === phase) known.add(entry.position);
+  const next = order.find((position) => !known.has(position));
+  if (next !== undefined) {
+    if (after && pauseIsDue(after)) {
+      await rest();
+      return goOn();
+    }
+    return show(trials.get(next));
+  }
+  current = null;
+  presentation.conceal();
+  panel("finishing");
+  over = true;
+  leaveWhenSaved();
+}
+
+function pauseIsDue(trial) {
+  const counted = order.filter((position) => !trials.get(position).practice);
+  const number = counted.indexOf(trial.position) + 1;
+  return pauseAfter > 0 && number > 0 && number < counted.length && number % pauseAfter === 0;
+}
+
+function rest() {
+  current = null;
+  presentation.conceal();
+  panel("pause");
+  const since = performance.now();
+  return new Promise((resolve) => {
+    endPause = () => {
+      if (performance.now() - since < PAUSE_MIN_MS) return;
+      endPause = null;
+      resolve();
+    };
+  });
+}
+
+async function submit() {
+  if (adding || !current || presentation.tooEarly(minAnswerMs)) return;
+  const { content, missing } = questions.answer();
+  if (missing) {
+    showError(missing);
+    return;
+  }
+  adding = 1; // until it is in the outbox
+  element("continue").disabled = true;
+  const trial = current;
+  const answer = {
+    phase,
+    position: trial.position,
+    rank: order.indexOf(trial.position),
+    answer_id: newAnswerId(),
+    answered_at: Date.now(),
+    content: { ...content, rt_ms: presentation.responseTime(), display: presentation.display() },
+  };
+  known.add(trial.position);
+  showState();
+  await outbox.add(answer);
+  pending += 1;
+  sending.wake();
+  if (outbox.volatile) await new Promise((resolve) => whenSaved.push(resolve));
+  element("continue").disabled = false;
+  current = null;
+  adding = 0;
+  await goOn(trial);
+}
+
+// Sending, and what comes back
+
+function onState(state) {
+  ({ pending, failures } = state);
+  showState();
+  if (pending > 0) return;
+  for (const resolve of whenSaved.splice(0)) resolve();
+  leaveWhenSaved();
+}
+
+function leaveWhenSaved() {
+  if (over && pending + adding === 0) leave();
+}
+
+// The server has said where the session is; another tab or device may be ahead of this page.
+function onKnown({ state, next_position: next }) {
+  if (state !== phase) {
+    over = true;
+    return;
+  }
+  for (const position of order.slice(0, Math.max(0, order.indexOf(next)))) known.add(position);
+  if (current && known.has(current.position) && !adding) goOn();
+}
+
+function askAgain(position, words = "") {
+  known.delete(position);
+  over = false;
+  if (current?.position !== position) show(trials.get(position)).then(() => showError(words));
+}
+
+function onMissing(entry) {
+  const missing = order.find((position) => !known.has(position)) ?? order[0];
+  if (order.indexOf(missing) < entry.rank) askAgain(missing);
+}
+
+// Presses
+
+function refuse(event) {
+  event.preventDefault();
+  event.stopPropagation();
+}
+
+function onClick(event) {
+  if (event.target.closest("#continue, .choices") && presentation.tooEarly(minAnswerMs)) refuse(event);
 }
 
 function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || sending) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   const key = event.key.toLowerCase();
-  if (key === "enter") {
-    if (event.target.closest("a, button")) return;
-    event.preventDefault();
-    submit();
-  } else if (!labelling) {
-    if (key === "y") choose("plausible", "yes");
-    if (key === "n") choose("plausible", "no");
-  } else {
-    const second = chosen("label") !== null && group("runner_up").length > 0;
-    if (key === "backspace") {
-      event.preventDefault();
-      const last = chosen("runner_up") && chosen("label")?.value !== "none" ? "runner_up" : "label";
-      for (const input of group(last)) input.checked = false;
-      if (last === "label") for (const input of group("runner_up")) input.checked = false;
-      updateChoices();
-    } else if (session?.labels.some((label) => label.toLowerCase() === key) || /^[0-9]$/.test(key)) {
-      choose(second ? "runner_up" : "label", key);
-    } else if (key === "n") {
-      choose(second ? "runner_up" : "label", "none");
-    }
+  const onControl = event.target.closest("a, button");
+  if (endPause && key === "enter" && !event.repeat && !onControl) endPause();
+  if (!current || !(key === "enter" || (keysAreOn() && questions.isKey(key)))) return;
+  if (event.repeat) {
+    event.preventDefault(); // a key that stays down is no second answer, on a button neither
+    presentation.heldKey();
+    return;
+  }
+  if (!keysAreOn() || (key === "enter" && onControl)) return;
+  event.preventDefault();
+  if (adding) return;
+  if (key === "enter") submit();
+  else if (!presentation.tooEarly(minAnswerMs)) {
+    questions.press(key);
+    showError("");
   }
 }
 
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  submit();
-});
-form.addEventListener("change", updateChoices);
-document.addEventListener("keydown", onKey);
-document.getElementById("keys").hidden = false; // the keys work from here on
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) hiddenTimes += 1;
-});
-window.addEventListener("resize", fitImage);
-window.addEventListener("pageshow", (event) => {
-  if (event.persisted) leave(); // the back button must not bring an answered page back to life
-});
+// Keys work only where the line that names them, and switches them off, is to be seen.
+const keysAreOn = () => element("keys-on").checked && keys.offsetParent !== null;
 
-fitImage();
-if (errorBox.hidden) updateChoices(); // an error that came with the page stays until something is chosen
-markShown();
-try {
-  const reply = await fetch(`/api/sessions/${token}`);
-  if (reply.ok) session = await reply.json();
-  if (session && (session.state !== phase || session.next_position !== position) && !sending) leave();
-} catch {
-  // without it, every answer loads the next page
+function setUpKeys() {
+  const KEY = "keys-off";
+  const box = element("keys-on");
+  try {
+    box.checked = localStorage.getItem(KEY) === null;
+    box.addEventListener("change", () => {
+      if (box.checked) localStorage.removeItem(KEY);
+      else localStorage.setItem(KEY, "yes");
+    });
+  } catch {
+    // not remembered: the browser keeps nothing for this site
+  }
+  keys.hidden = false;
 }
-// Fetched and decoded ahead, so that no trial waits for the network.
-for (const trial of session?.trials ?? []) decoded(trial.image);
+
+function listen() {
+  form.addEventListener("click", onClick, true);
+  form.addEventListener("change", (event) => {
+    if (event.target.type !== "radio") return;
+    questions.changed(event.target.name);
+    showError("");
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    submit();
+  });
+  element("go-on").addEventListener("click", () => endPause?.());
+  document.addEventListener("keydown", onKey);
+  for (const name of ["online", "offline"]) window.addEventListener(name, showState);
+  window.addEventListener("beforeunload", (event) => {
+    if (outbox.volatile) event.preventDefault();
+  });
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) leave(); // the back button must not bring an answered page back to life
+  });
+}
+
+// Beginning
+
+function showLoading({ loaded, failing, total }) {
+  element("loading-bar").max = total;
+  element("loading-bar").value = loaded;
+  say("loading-text", text("loading", { loaded, total }));
+  say("loading-trouble", failing ? text("failing", { number: failing }) : "");
+  element("retry").hidden = !failing;
+}
+
+async function begin() {
+  outbox = await Outbox.open(token);
+  const reply = await insist("GET", `/api/sessions/${token}`, undefined, () => say("loading-trouble", text("waiting")));
+  say("loading-trouble", "");
+  if (reply.status !== 200 || reply.body.state !== phase) return leave();
+  trials = new Map(reply.body.trials.map((trial) => [trial.position, trial]));
+  order = reply.body.order;
+  for (const position of order) if (trials.get(position).answered) known.add(position);
+  sending = new Sending(token, outbox, {
+    state: onState,
+    known: onKnown,
+    missing: onMissing,
+    refused: (entry) => (entry.phase === phase ? askAgain(entry.position, text("refused")) : leave()),
+    gone: leave,
+  });
+  sending.start();
+  images = new Images(order.map((position) => trials.get(position).image), element("retry"), showLoading);
+  await images.loaded;
+  setUpKeys();
+  listen();
+  await goOn();
+}
+
+if (root.classList.contains("scripted")) {
+  root.dataset.running = "yes";
+  begin().catch((error) => {
+    root.classList.replace("scripted", "plain");
+    throw error;
+  });
+}

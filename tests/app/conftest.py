@@ -35,6 +35,7 @@ title = "A study for tests"
 packs = ["test-pack"]
 seed = 7
 practice = 2
+min_answer_ms = 0
 target_participants = 3
 
 [primary]

@@ -29,6 +29,7 @@ from tests.app.chromium.visitor import (
     recruiter_ids_of,
     rows,
     second_labels,
+    settled,
     token_of,
     verdict,
 )
@@ -59,11 +60,11 @@ def test_a_whole_session_by_keyboard_alone(visit: Visit, db: Database) -> None:
             keyboard.press("Backspace")
         if position == 10:  # too early: nothing is sent before both labels are there
             keyboard.press("Enter")
-            expect(page.get_by_role("alert")).to_have_text("Choose a label, or “none is plausible”.")
+            expect(page.get_by_role("alert")).to_have_text("Choose a reading, or “none is plausible”.")
             keyboard.press(label)
             expect(page.get_by_role("alert")).to_be_hidden()
             keyboard.press("Enter")
-            expect(page.get_by_role("alert")).to_have_text("Choose a second label too, or “no other”.")
+            expect(page.get_by_role("alert")).to_have_text("Choose a second reading too, or “no other”.")
             keyboard.press(runner_up)
         elif label == "none":
             keyboard.press("N" if position % 2 else "n")
@@ -159,7 +160,8 @@ def test_every_page_fits_a_small_phone(visit: Visit, api: httpx2.Client, db: Dat
     for state in ("labelling", "judging"):
         advance(player, state)
         for ratio, page in everywhere(f"/s/{player.token}"):
-            assert_touchable(page, "input[type=radio]", "button", ".foot a")
+            settled(page)
+            assert_touchable(page, "input[type=radio]", "button:visible", ".foot a")
             box = image(page).bounding_box()
             assert box is not None
             assert box["width"] >= 5 * NATIVE
@@ -214,10 +216,10 @@ def test_a_whole_session_with_plain_forms(visit: Visit, db: Database) -> None:
         if position == 4:
             shown = image(page).get_attribute("src")
             go(page).click()
-            expect(page.get_by_role("alert")).to_have_text("Choose a label, or “none is plausible”.")
+            expect(page.get_by_role("alert")).to_have_text("Choose a reading, or “none is plausible”.")
             first_labels(page).get_by_role("radio", name="0", exact=True).check()
             go(page).click()
-            expect(page.get_by_role("alert")).to_have_text("Choose a second label too, or “no other”.")
+            expect(page.get_by_role("alert")).to_have_text("Choose a second reading too, or “no other”.")
             expect(first_labels(page).get_by_role("radio", name="0", exact=True)).to_be_checked()
             assert image(page).get_attribute("src") == shown
             assert [row.position for row in rows(db, token)] == [1, 2, 3]

@@ -60,7 +60,7 @@ class Visitor:
         page = self.page(path)
         page.get_by_role("checkbox", name="I agree to all of this").check()
         page.get_by_role("button", name="Begin").click()
-        expect(progress(page)).to_have_text("Practice image 1")
+        expect(progress(page)).to_have_text("Practice 1 of 2")
         return page
 
 
@@ -96,7 +96,7 @@ def image(page: Page) -> Locator:
 
 
 def first_labels(page: Page) -> Locator:
-    return page.get_by_role("group", name="Which label is the most plausible?")
+    return page.get_by_role("group", name="Which reading is the most plausible?")
 
 
 def second_labels(page: Page) -> Locator:
@@ -117,16 +117,32 @@ def keys(page: Page) -> Locator:
 
 
 def name_of(position: int) -> str:
-    return f"Practice image {position}" if position <= 2 else f"Image {position - 2} of 30"
+    return f"Practice {position} of 2" if position <= 2 else f"Image {position - 2} of 30"
 
 
 def painted(page: Page) -> None:
-    """Nobody answers before the image is on the screen, but a test could."""
+    """Nobody answers before the image is on the screen, but a test could; the page takes no answer then."""
     expect(page.locator("[data-shown]")).to_have_count(1)
+
+
+def saved(page: Page) -> Locator:
+    """What the page says about the answers: saved, or not yet."""
+    return page.locator("#saved")
+
+
+def scripted(page: Page) -> bool:
+    return page.locator("html.scripted").count() == 1
+
+
+def settled(page: Page) -> None:
+    """A trial's page shows its image once all images are loaded; every other page is there at once."""
+    if scripted(page):
+        painted(page)
 
 
 def choose(page: Page, label: str, runner_up: str) -> None:
     """By mouse or touch: the visible key is pressed, the radio button under it is what reacts."""
+    settled(page)
     none, other = "None is plausible", "No other"
     first_labels(page).get_by_role("radio", name=none if label == "none" else label, exact=True).check()
     if label != "none":
@@ -134,21 +150,18 @@ def choose(page: Page, label: str, runner_up: str) -> None:
         second_labels(page).get_by_role("radio", name=second, exact=True).check()
 
 
-def by_clicks(page: Page, positions: range, measured: bool = False) -> None:
+def by_clicks(page: Page, positions: range) -> None:
     for position in positions:
         expect(progress(page)).to_have_text(name_of(position))
-        if measured:
-            painted(page)
         choose(page, *label_of(position))
         go(page).click()
 
 
-def judge_by_clicks(page: Page, numbers: range, measured: bool = False) -> None:
+def judge_by_clicks(page: Page, numbers: range) -> None:
     for number in numbers:
         expect(page.get_by_role("group", name="Is this a reasonable mistake?")).to_be_visible()
         expect(progress(page)).to_have_text(f"Image {number} of 30")
-        if measured:
-            painted(page)
+        settled(page)
         verdict(page, "Yes" if VERDICTS[number % len(VERDICTS)] else "No").check()
         go(page).click()
 
