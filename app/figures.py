@@ -1,7 +1,7 @@
 """The dashboard's figures: SVG by matplotlib that takes its colors from the page, light, dark or print."""
 
 import io
-import re
+from xml.etree import ElementTree
 
 from app.printed import percent
 from app.stats import Rate
@@ -93,15 +93,33 @@ def describe(models: dict[str, dict[str, Rate]], outcomes: dict[str, str]) -> st
     return " ".join(parts)
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
+
+
 def _inline(svg: str, title: str, description: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = svg.replace(INK, "currentColor")
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', svg, count=1)
-    label = f'<svg role="img" aria-label="{_escape(title)}. {_escape(description)}"'
-    return svg.replace("<svg", label, 1)
+    """The figure as part of a page whose policy forbids inline styles, which would also reach the whole page."""
+    root = ElementTree.fromstring(svg[svg.index("<svg") :].replace(INK, "currentColor"))
+    for element in root.iter():
+        for name, value in _declarations(element.attrib.pop("style", "")):
+            element.set(name, value)
+    for defs in root.findall(f"{SVG}defs"):
+        for style in defs.findall(f"{SVG}style"):
+            # The one rule, for *, becomes what everything inherits.
+            for name, value in _declarations((style.text or "").strip().removeprefix("*{").removesuffix("}")):
+                root.set(name, value)
+            defs.remove(style)
+    for metadata in root.findall(f"{SVG}metadata"):
+        root.remove(metadata)
+    del root.attrib["height"]
+    root.set("width", "100%")
+    root.set("role", "img")
+    root.set("aria-label", f"{title}. {description}")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+def _declarations(css: str) -> list[tuple[str, str]]:
+    """`a: b; c: d` as pairs. Every property that matplotlib sets is also an attribute of the same name."""
+    pairs = (declaration.partition(":") for declaration in css.split(";") if declaration.strip())
+    return [(name.strip(), value.strip()) for name, _, value in pairs]
