@@ -91,7 +91,7 @@ class _Queue:
     """The writers of this process, one at a time, in the order in which they came.
 
     SQLite knows no queue: who finds it locked sleeps and tries again, and whoever tries at the right moment wins.
-    In two pairs of runs with 200 bots at once some had answered 3 questions where others had answered 15, and 53 and
+    In two pairs of runs with 200 bots at once some answered 3 questions where others answered 15, and 53 and
     170 requests ended in 503; in this queue it was 8 to 11 questions and no 503, and the throughput was the same or
     better (78 to 77 and 51 to 68 answers per second). An addition: among processes BEGIN IMMEDIATE still decides.
     """
