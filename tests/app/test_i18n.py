@@ -29,7 +29,6 @@ from tests.app.conftest import STUDY, Player
 
 PLACEHOLDER = re.compile(r"(%\(\w+\)s)")
 TRANSLATIONS = sorted(set(LANGUAGES) - {SOURCE})
-RESEARCHERS_SCRIPT = "live.js"
 
 # Texts that no page shows unless somebody changes its form by hand, or two things happen within a millisecond.
 HARD_TO_MEET = {
@@ -230,69 +229,6 @@ def test_a_forgotten_text_is_found() -> None:
     ):
         assert untranslated(page) == [text]
     assert untranslated("<p>⟦Sheet ⟧A, 3 · ⟪title⟫</p><kbd>Enter</kbd><script>let x;</script>") == []
-
-
-# The scripts: they have no words of their own, the page carries them (static/texts.js).
-
-CODE = re.compile(
-    r"""//[^\n]*|/\*.*?\*/"""  # comments
-    r"""|[(=,:&|!?{;]\s*/(?![/*])(?:\\.|\[(?:\\.|[^\]\\])*\]|[^/\\\n])+/[a-z]*"""  # regular expressions
-    r"""|"(?P<double>(?:\\.|[^"\\])*)"|'(?P<single>(?:\\.|[^'\\])*)'|`(?P<template>(?:\\.|[^`\\])*)`""",
-    re.S,
-)
-# Where what follows is shown: a property, a function of the browser's, our own say(id, words).
-SHOWING = re.compile(
-    r"(?:(?:textContent|innerText|innerHTML|title|alt|placeholder|ariaLabel)\s*\+?=\s*"
-    r"|(?:alert|confirm|prompt|setCustomValidity|append|createTextNode)\("
-    r"|say\([^,]*,(?:(?!text\()[^\n;])*)$"
-)
-NO_WORDS = re.compile(
-    r"use strict|[a-z]+/[a-z]+|(?:[a-z-]*[#.\[:][\w#.\[\]=:,> ()~-]*)"
-)  # media types, selectors
-
-
-def words(script: str) -> list[str]:
-    """The literals of a script that look like words for people, or are put where people see them."""
-    found = []
-    for match in CODE.finditer(script):
-        literal = match["double"] or match["single"] or match["template"] or ""
-        shown = re.sub(r"\$\{[^}]*\}|\\.", "", literal)
-        if not any(letter.isalpha() for letter in shown):
-            continue
-        sentence = re.search(r"[A-Za-z]{2,}[,;:]? +[A-Za-z]{2,}|[^\W\d_][.!?…]$|[^\x00-\x7f]", shown)
-        before = script[max(0, match.start() - 80) : match.start()]
-        if before.endswith("Error("):  # thrown, and caught by a script
-            continue
-        if (sentence and not NO_WORDS.fullmatch(shown)) or SHOWING.search(before):
-            found.append(literal)
-    return found
-
-
-def test_words_in_a_script_are_found() -> None:
-    for script, word in (
-        ('status.textContent = "Saved";', "Saved"),
-        ('box.setCustomValidity("Wrong")', "Wrong"),
-        ('const NOTE = "Not saved yet";', "Not saved yet"),
-        ("const NOTE = 'Try again.';", "Try again."),
-        ("const NOTE = `${n} of ${total} stored`;", "${n} of ${total} stored"),
-        ('const NOTE = "Saving …";', "Saving …"),
-        ('const NOTE = "已保存";', "已保存"),
-        ('say("saved", all ? "Saved" : "")', "Saved"),
-        ('x.replace(/"/g, ""); const NOTE = "Not saved yet";', "Not saved yet"),
-    ):
-        assert words(script) == [word], script
-    assert (
-        words('say("saved", text("saved")); // Not saved yet\ndocument.querySelector(".grids img, .a b")')
-        == []
-    )
-
-
-def test_the_scripts_have_no_words_of_their_own() -> None:
-    scripts = sorted(path for path in (ROOT / "static").glob("*.js") if path.name != RESEARCHERS_SCRIPT)
-    assert scripts
-    assert {path.name: words(path.read_text(encoding="utf-8")) for path in scripts} == {
-        path.name: [] for path in scripts
-    }
 
 
 @pytest.fixture
