@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
-from app import enrollment, participation
+from app import enrollment, withdrawal
 from app.definition import Definition
 from app.enrollment import Beginning
 from app.i18n import LANGUAGES, N_, translate
@@ -179,7 +179,7 @@ def withdraw(request: Request) -> Response:
 @router.post("/withdraw")
 def withdraw_by_code(request: Request, db: Db, code: Annotated[str, Form(max_length=100)] = "") -> Response:
     with db.read() as session:
-        token = participation.token_of_code(session, plain(code))
+        token = withdrawal.token_of_code(session, plain(code))
     if token is not None:
         return RedirectResponse(f"/s/{token}/withdraw", status_code=303)
     language = language_of(request, list(LANGUAGES))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from app import participation
+from app import answers, participation, withdrawal
 from app.definition import Definition
 from app.entrance import plain
 from app.i18n import LANGUAGES, N_, translate
@@ -94,9 +94,7 @@ def label(
     second = NONE_PLAUSIBLE if label == NONE_PLAUSIBLE or not asked else runner_up
     try:
         with db.write() as session:
-            here = participation.record_label(
-                session, token, position, answer_id, label, second, None, {}, now()
-            )
+            here = answers.record_label(session, token, position, answer_id, label, second, None, {}, now())
     except Refusal as refusal:
         return _after_refusal(request, token, db, refusal)
     return _where_they_are(token, pause=here.pause_is_due)
@@ -119,7 +117,7 @@ def plausibility(
         return _current(request, token, db, Refusal(422, N_("Choose yes or no.")))
     try:
         with db.write() as session:
-            here = participation.record_plausibility(
+            here = answers.record_plausibility(
                 session, token, position, answer_id, plausible == "yes", None, {}, now()
             )
     except Refusal as refusal:
@@ -145,7 +143,7 @@ def comments(request: Request, token: str, db: Db, text: Annotated[str, Form()] 
         return _current(request, token, db, refusal, {"text": text})
     try:
         with db.write() as session:
-            participation.record_comment(session, token, text, now(), finish_too=True)
+            answers.record_comment(session, token, text, now(), finish_too=True)
     except Refusal as refusal:
         if text and refusal.more.get("state") == "finished":
             raise  # said, rather than led past: what was written here is not stored
@@ -157,7 +155,7 @@ def comments(request: Request, token: str, db: Db, text: Annotated[str, Form()] 
 def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
     with db.read() as session:
         here = participation.view(session, token)
-        stored = participation.stored_about(session, here.participant)
+        stored = withdrawal.stored_about(session, here.participant)
     if here.state == "withdrawn":
         return _where_they_are(token)
     return _session_page(request, "withdraw.html", here, stored=stored)
@@ -166,7 +164,7 @@ def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
 @router.post("/s/{token}/withdraw")
 def withdraw(token: str, db: Db) -> Response:
     with db.write() as session:
-        participation.withdraw(session, token, now())
+        withdrawal.withdraw(session, token, now())
     db.scrub()
     return _where_they_are(token)
 
@@ -174,7 +172,7 @@ def withdraw(token: str, db: Db) -> Response:
 @router.post("/s/{token}/language")
 def language(token: str, db: Db, language: Annotated[str, Form(max_length=10)] = "") -> Response:
     with db.write() as session:
-        participation.speak(session, token, language)
+        answers.speak(session, token, language)
     return _where_they_are(token)
 
 
@@ -231,7 +229,7 @@ def _current(
             stored = session.get(Comment, here.participant.id)
             text = (chosen or {}).get("text", stored.text if stored else "")
             return _session_page(request, "commenting.html", here, error, grids=grids, text=text)
-        left = participation.stored_about(session, here.participant)
+        left = withdrawal.stored_about(session, here.participant)
         back = way_back(session, here.participant, here.definition.completion.redirect_url)
     return _session_page(request, f"{here.state}.html", here, left=sum(left.values()), back=back)
 

@@ -9,11 +9,12 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 from sqlalchemy import select
 
-from app import participation
+from app import answers, participation, withdrawal
 from app.enrollment import Beginning
 from app.i18n import N_
 from app.models import NONE_PLAUSIBLE, Image
 from app.participation import Refusal, SessionView
+from app.recruiters import way_back
 from app.web import Db, enroll, now
 
 router = APIRouter()
@@ -103,17 +104,16 @@ def read_session(token: str, db: Db) -> dict[str, Any]:
 
 @router.put("/api/sessions/{token}/trials/{position}/label")
 def put_label(token: str, position: int, body: LabelAnswer, db: Db) -> dict[str, Any]:
+    # null says "none" as the word does; a field that is not there says nothing.
+    said_none = body.runner_up is None and "runner_up" in body.model_fields_set
     with db.write() as session:
-        asked = "runner_up" in participation.view(session, token).definition.questions
-        if asked and "runner_up" not in body.model_fields_set and body.label not in (None, NONE_PLAUSIBLE):
-            raise Refusal(422, N_("runner_up is missing; send “none” where no other label is plausible."))
-        here = participation.record_label(
+        here = answers.record_label(
             session,
             token,
             position,
             body.answer_id,
             body.label if body.label is not None else NONE_PLAUSIBLE,
-            body.runner_up,
+            NONE_PLAUSIBLE if said_none else body.runner_up,
             body.rt_ms,
             body.display,
             now(),
@@ -124,7 +124,7 @@ def put_label(token: str, position: int, body: LabelAnswer, db: Db) -> dict[str,
 @router.put("/api/sessions/{token}/trials/{position}/plausibility")
 def put_plausibility(token: str, position: int, body: PlausibilityAnswer, db: Db) -> dict[str, Any]:
     with db.write() as session:
-        here = participation.record_plausibility(
+        here = answers.record_plausibility(
             session, token, position, body.answer_id, body.plausible, body.rt_ms, body.display, now()
         )
         return _stored(here, "judging")
@@ -133,26 +133,26 @@ def put_plausibility(token: str, position: int, body: PlausibilityAnswer, db: Db
 @router.post("/api/sessions/{token}/comments")
 def post_comments(token: str, body: CommentBody, db: Db) -> dict[str, Any]:
     with db.write() as session:
-        here = participation.record_comment(session, token, body.text, now())
+        here = answers.record_comment(session, token, body.text, now())
         return {"stored": True, "state": here.state}
 
 
 @router.post("/api/sessions/{token}/finish")
 def post_finish(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
-        here = participation.finish(session, token, now())
+        here = answers.finish(session, token, now())
         return {
             "state": here.state,
             "completion_code": here.participant.completion_code,
-            "redirect_url": here.definition.completion.redirect_url,
+            "redirect_url": way_back(session, here.participant, here.definition.completion.redirect_url),
         }
 
 
 @router.post("/api/sessions/{token}/withdraw")
 def post_withdraw(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
-        here = participation.withdraw(session, token, now())
-        left = participation.stored_about(session, here.participant)
+        here = withdrawal.withdraw(session, token, now())
+        left = withdrawal.stored_about(session, here.participant)
     db.scrub()
     return {
         "state": here.state,

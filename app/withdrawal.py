@@ -1,0 +1,53 @@
+"""A participant takes everything back: by their link or by their private code, and with proof."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
+from app.participation import SessionView, view
+
+
+def withdraw(session: Session, token: str, now: datetime) -> SessionView:
+    """Delete this participant's answers, comment and recruiter ids; that there was a session stays. Committed."""
+    here = view(session, token, lock=True)
+    if here.state == "withdrawn":
+        return here
+    deleted = stored_about(session, here.participant)
+    trials = select(Trial.id).where(Trial.participant_id == here.participant.id)
+    session.execute(delete(Response).where(Response.trial_id.in_(trials)))
+    session.execute(delete(Judgment).where(Judgment.trial_id.in_(trials)))
+    for table in (Trial, Comment, RecruiterId):
+        session.execute(delete(table).where(table.participant_id == here.participant.id))
+    here.participant.deleted = deleted
+    here.participant.withdrawn_at = now
+    here.participant.finished_at = None
+    here.participant.completion_code = None
+    session.commit()
+    session.expire_all()
+    return view(session, token)
+
+
+def stored_about(session: Session, participant: Participant) -> dict[str, int]:
+    """How many rows a withdrawal has to delete, counted in the database: what it says before, and proves after."""
+    own = Trial.participant_id == participant.id
+    counts = {
+        "labels": select(func.count()).select_from(Response).join(Trial).where(own),
+        "judgments": select(func.count()).select_from(Judgment).join(Trial).where(own),
+        "images": select(func.count()).select_from(Trial).where(own),
+        "comments": select(func.count())
+        .select_from(Comment)
+        .where(Comment.participant_id == participant.id, Comment.text != ""),
+        "recruiter_ids": select(func.count())
+        .select_from(RecruiterId)
+        .where(RecruiterId.participant_id == participant.id),
+    }
+    return {name: session.scalar(query) or 0 for name, query in counts.items()}
+
+
+def token_of_code(session: Session, code: str) -> str | None:
+    """The session that a private withdrawal code belongs to; typed with or without hyphens, in any case."""
+    letters = "".join(code.upper().replace("-", " ").split())
+    hyphenated = "-".join(letters[i : i + 4] for i in range(0, len(letters), 4))
+    return session.scalar(select(Participant.token).where(Participant.withdrawal_code == hyphenated))
