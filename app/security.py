@@ -79,14 +79,17 @@ class Guard:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 _set_headers(MutableHeaders(scope=message), https=scope["scheme"] == "https")
-            elif head:
-                if message["type"] == "http.response.body" and not message.get("more_body", False):
+            elif head and message["type"] == "http.response.body":
+                if not message.get("more_body", False):
                     await send({"type": "http.response.body", "body": b""})
                 return
             await send(message)
 
-        # The answer to HEAD is that to GET, Content-Length included, without its body (RFC 9110, 9.3.2).
-        await self.app({**scope, "method": "GET"} if head else scope, receive, guarded)
+        if head:
+            # The answer to HEAD is that to GET, Content-Length included, without its body (RFC 9110, 9.3.2). No
+            # extensions: with some, servers send bodies in other ways.
+            scope = {**scope, "method": "GET", "extensions": {}}
+        await self.app(scope, receive, guarded)
 
 
 def _set_headers(headers: MutableHeaders, https: bool) -> None:
