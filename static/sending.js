@@ -17,7 +17,7 @@ export class Sending {
 
   // on.state({pending, failures}): after every change.
   // on.known(reply): the server has said where the session is; a session, or the answer to a stored answer.
-  // on.missing(entry): the server lacks an answer before this one.
+  // on.missing(position): the server lacks the answer to this image, and nothing after it can be stored.
   // on.refused(entry): the server will never take this answer, which is dropped.
   // on.gone(): there is no such session any more.
   constructor(token, outbox, on) {
@@ -96,7 +96,7 @@ export class Sending {
       await this.#failed(0); // it is its turn, and yet it was not taken: perhaps the next time
     } else {
       this.#on.known(body);
-      this.#on.missing(entry);
+      if (present) this.#on.missing(body.next_position);
       await this.#idle();
     }
   }

@@ -21,6 +21,7 @@ const { token, phase } = stage.dataset;
 const pauseAfter = Number(stage.dataset.pauseAfter);
 const minAnswerMs = Number(stage.dataset.minAnswerMs);
 const address = `/s/${token}`;
+const tabs = "BroadcastChannel" in window ? new BroadcastChannel(address) : null; // what other tabs have answered
 
 let trials; // position -> trial
 let order; // positions of this part, as they come
@@ -29,6 +30,7 @@ let outbox;
 let sending;
 const known = new Set(); // positions that need no answer any more: stored, or in the outbox
 let current = null; // the trial before the participant
+let busy = false; // from an answer to the next image
 let adding = 0; // 1 while an answer is on its way into the outbox
 let whenSaved = []; // called when the outbox is empty
 let over = false; // the server has all of this part
@@ -128,6 +130,7 @@ async function goOn(after = null) {
   }
   current = null;
   presentation.conceal();
+  element("progress").value = element("progress").max;
   panel("finishing");
   over = true;
   leaveWhenSaved();
@@ -154,13 +157,14 @@ function rest() {
 }
 
 async function submit() {
-  if (adding || !current || presentation.tooEarly(minAnswerMs)) return;
+  if (busy || !current || presentation.tooEarly(minAnswerMs)) return;
   const { content, missing } = questions.answer();
   if (missing) {
     showError(missing);
     return;
   }
-  adding = 1; // until it is in the outbox
+  busy = true;
+  adding = 1;
   element("continue").disabled = true;
   const trial = current;
   const answer = {
@@ -174,12 +178,14 @@ async function submit() {
   known.add(trial.position);
   showState();
   await outbox.add(answer);
+  tabs?.postMessage(trial.position);
+  adding = 0;
   pending += 1;
   sending.wake();
   if (outbox.volatile) await new Promise((resolve) => whenSaved.push(resolve));
   element("continue").disabled = false;
   current = null;
-  adding = 0;
+  busy = false;
   await goOn(trial);
 }
 
@@ -203,8 +209,12 @@ function onKnown({ state, next_position: next }) {
     over = true;
     return;
   }
-  for (const position of order.slice(0, Math.max(0, order.indexOf(next)))) known.add(position);
-  if (current && known.has(current.position) && !adding) goOn();
+  order.slice(0, Math.max(0, order.indexOf(next))).forEach((position) => known.add(position));
+  catchUp();
+}
+
+function catchUp() {
+  if (current && known.has(current.position) && !busy) goOn();
 }
 
 function askAgain(position, words = "") {
@@ -213,10 +223,6 @@ function askAgain(position, words = "") {
   if (current?.position !== position) show(trials.get(position)).then(() => showError(words));
 }
 
-function onMissing(entry) {
-  const missing = order.find((position) => !known.has(position)) ?? order[0];
-  if (order.indexOf(missing) < entry.rank) askAgain(missing);
-}
 
 // Presses
 
@@ -242,7 +248,7 @@ function onKey(event) {
   }
   if (!keysAreOn() || (key === "enter" && onControl)) return;
   event.preventDefault();
-  if (adding) return;
+  if (busy) return;
   if (key === "enter") submit();
   else if (!presentation.tooEarly(minAnswerMs)) {
     questions.press(key);
@@ -279,6 +285,10 @@ function listen() {
     event.preventDefault();
     submit();
   });
+  tabs?.addEventListener("message", ({ data: position }) => {
+    known.add(position);
+    catchUp();
+  });
   element("go-on").addEventListener("click", () => endPause?.());
   document.addEventListener("keydown", onKey);
   for (const name of ["online", "offline"]) window.addEventListener(name, showState);
@@ -311,7 +321,7 @@ async function begin() {
   sending = new Sending(token, outbox, {
     state: onState,
     known: onKnown,
-    missing: onMissing,
+    missing: askAgain,
     refused: (entry) => (entry.phase === phase ? askAgain(entry.position, text("refused")) : leave()),
     gone: leave,
   });

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Playwright, sync_playwright
 
 from app.db import Database
 from app.settings import Settings
@@ -20,6 +20,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # Chromium's sandbox refuses to work for root
 ]
 
 
@@ -27,6 +28,10 @@ FLAGS = [
 def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     settings = installation(tmp_path_factory.mktemp("browser"), pack)
     (settings.studies / "watched.toml").write_text(STUDY)
+    careful = STUDY.replace("min_answer_ms = 0\n", "")
+    (settings.studies / "careful.toml").write_text(careful)
+    blocks = "pause_after = 5\nrotate_questions = true\n"
+    (settings.studies / "blocks.toml").write_text(STUDY.replace("[primary]", f"{blocks}\n[primary]", 1))
     return settings
 
 
@@ -38,25 +43,27 @@ def server(settings: Settings) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    path = chromium.find()
-    if path is None:
+def playwright() -> Iterator[Playwright]:
+    if chromium.find() is None:
         pytest.fail(chromium.ADVICE, pytrace=False)
-    # Chromium's sandbox refuses to work for root.
-    flags = [*FLAGS, "--no-sandbox"] if os.geteuid() == 0 else FLAGS
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
+        yield playwright
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    browser = playwright.chromium.launch(executable_path=chromium.find(), args=FLAGS)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
 def visit(browser: Browser, server: Server) -> Iterator[Visit]:
-    """A new person's browser, with the context options of Playwright."""
+    """A new person's browser, `at` a server, with the context options of Playwright."""
     visitors: list[Visitor] = []
 
-    def new(**options: Any) -> Visitor:
-        visitors.append(Visitor(browser.new_context(base_url=server.url, **options), server.url))
+    def new(at: str = server.url, **options: Any) -> Visitor:
+        visitors.append(Visitor(browser.new_context(base_url=at, **options), at))
         return visitors[-1]
 
     yield new

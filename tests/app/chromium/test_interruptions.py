@@ -6,23 +6,25 @@ from playwright.sync_api import Page, expect
 
 from app.db import Database
 from tests.app.chromium.visitor import (
+    VERDICTS,
     Visit,
     advance,
-    assert_as_planned,
     by_clicks,
     choose,
     first_labels,
     go,
     image,
     judge_by_clicks,
+    judging_order,
     keys,
     label_of,
     name_of,
+    painted,
     progress,
     rows,
     saved,
-    settled,
     second_labels,
+    settled,
     token_of,
     verdict,
 )
@@ -133,39 +135,58 @@ def test_enter_held_down_answers_once(visit: Visit, db: Database) -> None:
     assert len(rows(db, token_of(page))) == 1
 
 
-def test_two_tabs_are_one_session(visit: Visit, db: Database) -> None:
+@pytest.mark.parametrize("in_touch", [True, False])
+def test_two_tabs_are_one_session(visit: Visit, db: Database, api: httpx2.Client, in_touch: bool) -> None:
     visitor = visit()
-    visitor.forgiven = "409"  # how the second tab learns that it is behind
+    visitor.forgiven = "409"  # how a tab learns that it is behind
+    if not in_touch:
+        visitor.context.add_init_script("delete window.BroadcastChannel")
     one = visitor.begin()
     token = token_of(one)
     two = visitor.page(f"/s/{token}")
-    expect(progress(two)).to_have_text(name_of(1))
+    painted(two)
     one.bring_to_front()
     by_clicks(one, range(1, 4))
-    expect(progress(one)).to_have_text(name_of(4))
     expect(saved(one)).to_have_text("Saved")
     two.bring_to_front()
-    choose(two, "6", "8")  # image 1, which the first tab has answered
-    go(two).click()
-    expect(progress(two)).to_have_text(name_of(4))
-    by_clicks(two, range(4, 33))
+    if in_touch:
+        expect(progress(two)).to_have_text(name_of(4))
+    else:
+        choose(two, "6", "8")  # image 1, which the first tab has answered
+        go(two).click()
+    by_clicks(two, range(4, 6))
+    expect(saved(two)).to_have_text("Saved")
+    advance(Player(api, token), "judging", most=32 - 5 - 1)
+    two.reload()
+    by_clicks(two, range(32, 33))
     expect(two.get_by_text("The computer’s answer:")).to_be_visible()
     one.bring_to_front()
-    choose(one, "6", "8")  # image 4, and the session is in judging by now
+    choose(one, "6", "8")  # an image in the middle, and the session is in judging by now
     go(one).click()
-    expect(one.get_by_text("The computer’s answer:")).to_be_visible()
-    judge_by_clicks(one, range(1, 31))
-    expect(one.get_by_role("button", name="Finish")).to_be_visible()
+    judge_by_clicks(one, range(1, 3))
+    expect(saved(one)).to_have_text("Saved")
     two.bring_to_front()
-    verdict(two, "No").check()
-    go(two).click()
-    expect(two.get_by_role("button", name="Finish")).to_be_visible()
+    if not in_touch:
+        settled(two)
+        verdict(two, "Yes").check()  # the first image, judged by the first tab
+        go(two).click()
+    judge_by_clicks(two, range(3, 4))
+    expect(saved(two)).to_have_text("Saved")
+    found = rows(db, token)
+    assert [
+        (row.position, row.label, row.runner_up) for row in found if row.position in (*range(1, 6), 32)
+    ] == [(position, *label_of(position)) for position in (*range(1, 6), 32)]
+    plausible = {row.position: row.plausible for row in found}
+    judged = [plausible[position] for position in judging_order(db, token)]
+    assert judged == [*(VERDICTS[number % 3] for number in range(1, 4)), *[None] * 27]
+    advance(Player(api, token), "commenting")
+    for page in (one, two):
+        page.reload()
+        expect(page.get_by_role("button", name="Finish")).to_be_visible()
     for page in (one, two):
         page.bring_to_front()
-        expect(page.get_by_role("button", name="Finish")).to_be_visible()
         page.get_by_role("button", name="Finish").click()
         expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
-    assert_as_planned(db, token)
 
 
 def test_nothing_moves_around_the_image(visit: Visit) -> None:

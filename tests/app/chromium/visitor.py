@@ -61,6 +61,7 @@ class Visitor:
         page.get_by_role("checkbox", name="I agree to all of this").check()
         page.get_by_role("button", name="Begin").click()
         expect(progress(page)).to_have_text("Practice 1 of 2")
+        settled(page)
         return page
 
 
@@ -130,14 +131,10 @@ def saved(page: Page) -> Locator:
     return page.locator("#saved")
 
 
-def scripted(page: Page) -> bool:
-    return page.locator("html.scripted").count() == 1
-
-
 def settled(page: Page) -> None:
-    """A trial's page shows its image once all images are loaded; every other page is there at once."""
-    if scripted(page):
-        painted(page)
+    """A trial's page shows its image once all images are loaded; one without scripts is there at once."""
+    if page.locator("html.scripted").count():
+        expect(page.locator("[data-shown], html.plain")).to_have_count(1)
 
 
 def choose(page: Page, label: str, runner_up: str) -> None:
