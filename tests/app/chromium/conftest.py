@@ -28,10 +28,11 @@ FLAGS = [
 def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     settings = installation(tmp_path_factory.mktemp("browser"), pack)
     (settings.studies / "watched.toml").write_text(STUDY)
-    careful = STUDY.replace("min_answer_ms = 0\n", "")
+    careful = STUDY.replace("A study for tests", "With the default time").replace("min_answer_ms = 0\n", "")
     (settings.studies / "careful.toml").write_text(careful)
-    blocks = "pause_after = 5\nrotate_questions = true\n"
-    (settings.studies / "blocks.toml").write_text(STUDY.replace("[primary]", f"{blocks}\n[primary]", 1))
+    blocks = STUDY.replace("A study for tests", "With pauses")
+    blocks = blocks.replace("[primary]", "pause_after = 5\nrotate_questions = true\n\n[primary]", 1)
+    (settings.studies / "blocks.toml").write_text(blocks)
     return settings
 
 
