@@ -452,6 +452,24 @@ def test_a_withdrawal_elsewhere_empties_the_outbox(visit: Visit, db: Database, a
     assert rows(db, token) == []
 
 
+def test_a_withdrawal_here_is_forgotten_here(visit: Visit, db: Database) -> None:
+    visitor = visit()
+    visitor.forgiven = CUT_OFF
+    page = visitor.begin()
+    token = token_of(page)
+    page.evaluate("(token) => localStorage.setItem(`comment:${token}`, 'Half a thou')", token)
+    page.route(LABELS, lambda route: route.abort())
+    by_clicks(page, range(1, 3))
+    expect(saved(page)).to_have_text("Not saved yet: 2")
+    page.get_by_role("link", name="Stop and delete my answers").click()
+    page.get_by_role("button", name="Delete everything").click()
+    expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
+    page.wait_for_load_state("networkidle")
+    assert kept(page) == []
+    assert page.evaluate("localStorage.length") == 0
+    assert rows(db, token) == []
+
+
 @pytest.mark.parametrize("broken", ["missing", "refusing", "full"])
 def test_without_a_store_the_page_waits_for_the_server(visit: Visit, db: Database, broken: str) -> None:
     visitor = visit()

@@ -1,12 +1,16 @@
 """Whole sessions in real Chromium against a real server process, ending in the right rows."""
 
+import random
 import re
 from collections.abc import Iterator
 
 import httpx2
 from playwright.sync_api import Locator, Page, expect
 
+from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Labels, Rates, Remark, bot
+from app.bot import Page as Seen
 from app.db import Database
+from ml.pack import Pack
 from tests.app.chromium.visitor import (
     NATIVE,
     VERDICTS,
@@ -15,12 +19,14 @@ from tests.app.chromium.visitor import (
     advance,
     assert_as_planned,
     assert_crisp,
+    assert_measured,
     choose,
     comment_of,
     first_labels,
     go,
     image,
     judge_by_clicks,
+    judging_order,
     label_of,
     name_of,
     painted,
@@ -118,30 +124,66 @@ def phone(visit: Visit, ratio: float) -> Visitor:
     return visitor
 
 
-def test_a_whole_session_by_touch_on_a_small_phone(visit: Visit, db: Database) -> None:
+def test_the_bot_plays_a_whole_session_by_touch_on_a_small_phone(
+    visit: Visit, db: Database, pack: Pack
+) -> None:
+    """The bot of `simulate` sees what a participant sees, and taps what they tap."""
     page = phone(visit, 1.5).page("/")
     page.get_by_role("link", name="A study for tests").first.tap()
     page.get_by_role("checkbox", name="I agree to all of this").tap()
     page.get_by_role("button", name="Begin").tap()
-    for position in range(1, 33):
-        expect(progress(page)).to_have_text(name_of(position))
-        label, runner_up = label_of(position)
-        first = "None is plausible" if label == "none" else label
-        painted(page)
-        first_labels(page).get_by_role("radio", name=first, exact=True).tap()
-        if label != "none":
-            second = "No other" if runner_up == "none" else runner_up
-            second_labels(page).get_by_role("radio", name=second, exact=True).tap()
+    labels: list[tuple[str, str | None]] = []
+    verdicts: list[bool] = []
+    playing = bot(seen(page), pack, Rates(PAPER_FOOLED, PAPER_REASONABLE), random.Random(5), "By a bot.")
+    answer = next(playing)
+    while not isinstance(answer, Remark):
+        if isinstance(answer, Labels):
+            labels.append((answer.label, answer.runner_up))
+            first = "None is plausible" if answer.label == "none" else answer.label
+            first_labels(page).get_by_role("radio", name=first, exact=True).tap()
+            if answer.label != "none":
+                second = "No other" if answer.runner_up == "none" else answer.runner_up
+                second_labels(page).get_by_role("radio", name=second, exact=True).tap()
+        else:
+            verdicts.append(answer.plausible)
+            verdict(page, "Yes" if answer.plausible else "No").tap()
+        stage = page.locator("#stage")
+        phase, shown = (stage.get_attribute(f"data-{name}") for name in ("phase", "shown"))
         go(page).tap()
-    for number in range(1, 31):
-        expect(page.get_by_text("The computer’s answer:")).to_be_visible()
-        expect(progress(page)).to_have_text(f"Image {number} of 30")
-        painted(page)
-        verdict(page, "Yes" if VERDICTS[number % len(VERDICTS)] else "No").tap()
-        go(page).tap()
+        expect(page.locator(f"[data-phase={phase}][data-shown='{shown}']")).to_have_count(0)
+        answer = playing.send(seen(page))
+    page.get_by_role("textbox", name="How do the sheets differ?").fill(answer.text)
     page.get_by_role("button", name="Finish").tap()
     expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
-    assert_as_planned(db, token_of(page))
+    token = token_of(page)
+    found = rows(db, token)
+    assert [(row.label, row.runner_up) for row in found] == labels
+    plausible = {row.position: row.plausible for row in found}
+    assert [plausible[position] for position in judging_order(db, token)] == verdicts
+    assert comment_of(db, token) == "By a bot."
+    for row in found:
+        assert_measured(row)
+        assert {display["input"] for display in row.display} == {"touch"}
+
+
+def seen(page: Page) -> Seen:
+    """What the page shows, once it shows a trial or the last page."""
+    labels = tuple(str(digit) for digit in range(10))
+    questions = ("label", "runner_up", "plausibility")
+    expect(page.locator("[data-shown], #comment")).to_have_count(1)
+    stage = page.locator("#stage")
+    if stage.count() == 0:
+        return Seen("commenting", labels, questions)
+    judging = stage.get_attribute("data-phase") == "judging"
+    return Seen(
+        "judging" if judging else "labelling",
+        labels,
+        questions,
+        position=int(stage.get_attribute("data-shown") or 0),
+        image=(image(page).get_attribute("src") or "").removeprefix("/stimuli/").removesuffix(".png"),
+        prediction=page.locator("#prediction").inner_text() if judging else None,
+        practice=progress(page).inner_text().startswith("Practice"),
+    )
 
 
 def test_every_page_fits_a_small_phone(visit: Visit, api: httpx2.Client, db: Database) -> None:

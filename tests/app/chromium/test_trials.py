@@ -1,28 +1,22 @@
 """One trial: its image is there before it begins, what is pressed is measured or refused, it fits every screen."""
 
 import json
-import random
 from typing import Any
 
 import httpx2
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Labels, Rates, Remark, Verdict, bot
-from app.bot import Page as Seen
 from app.db import Database
-from ml.pack import Pack
 from tests.app.chromium.visitor import (
     Visit,
     advance,
     by_clicks,
     choose,
-    comment_of,
     first_labels,
     go,
     image,
     judge_by_clicks,
-    judging_order,
     label_of,
     name_of,
     painted,
@@ -32,7 +26,6 @@ from tests.app.chromium.visitor import (
     saved,
     second_labels,
     token_of,
-    verdict,
 )
 from tests.app.conftest import Player, begin
 
@@ -375,56 +368,3 @@ def test_what_the_participants_system_asks_for_is_respected(visit: Visit, api: h
     key.click()
     page.mouse.move(0, 0)
     assert key.locator("span").evaluate("e => getComputedStyle(e).backgroundColor") != before
-
-
-def test_the_bot_plays_in_a_browser(visit: Visit, db: Database, pack: Pack) -> None:
-    """The same bot as in `simulate`, which sees what a participant sees and presses what they press."""
-    page = visit().begin()
-    token = token_of(page)
-    rates = Rates(PAPER_FOOLED, PAPER_REASONABLE)
-    expected: dict[str, list[Any]] = {"labelling": [], "judging": []}
-    playing = bot(seen(page), pack, rates, random.Random(5), "Played by a bot.")
-    answer = next(playing)
-    while not isinstance(answer, Remark):
-        if isinstance(answer, Labels):
-            expected["labelling"].append((answer.label, answer.runner_up))
-            choose(page, answer.label, answer.runner_up or "none")
-        else:
-            assert isinstance(answer, Verdict)
-            expected["judging"].append(answer.plausible)
-            painted(page)
-            verdict(page, "Yes" if answer.plausible else "No").check()
-        stage = page.locator("#stage")
-        phase, shown = (stage.get_attribute(f"data-{name}") for name in ("phase", "shown"))
-        go(page).click()
-        expect(page.locator(f"[data-phase={phase}][data-shown='{shown}']")).to_have_count(0)
-        answer = playing.send(seen(page))
-    page.get_by_role("textbox").fill(answer.text)
-    page.get_by_role("button", name="Finish").click()
-    expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
-    found = rows(db, token)
-    assert [(row.label, row.runner_up) for row in found] == expected["labelling"]
-    plausible = {row.position: row.plausible for row in found}
-    assert [plausible[position] for position in judging_order(db, token)] == expected["judging"]
-    assert comment_of(db, token) == "Played by a bot."
-
-
-def seen(page: Page) -> Seen:
-    """What the page shows now, once it shows a trial or the last page."""
-    labels = tuple(str(digit) for digit in range(10))
-    questions = ("label", "runner_up", "plausibility")
-    expect(page.locator("[data-shown], #comment")).to_have_count(1)
-    stage = page.locator("#stage")
-    if stage.count() == 0:
-        return Seen("commenting", labels, questions)
-    state = stage.get_attribute("data-phase")
-    assert state in ("labelling", "judging")
-    return Seen(
-        "labelling" if state == "labelling" else "judging",
-        labels,
-        questions,
-        position=int(stage.get_attribute("data-shown") or 0),
-        image=(image(page).get_attribute("src") or "").removeprefix("/stimuli/").removesuffix(".png"),
-        prediction=page.locator("#prediction").inner_text() if state == "judging" else None,
-        practice=progress(page).inner_text().startswith("Practice"),
-    )
