@@ -1,7 +1,7 @@
 """A person at a browser: what they see and do, and what is in the database then."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,12 @@ NATIVE = 28  # the side of an image of the test pack
 # What is answered to image 1, 2, ... (practice first), over and over: (label, runner-up).
 LABELS = (("3", "5"), ("none", "none"), ("0", "none"), ("9", "8"), ("7", "1"), ("1", "7"), ("none", "none"))
 VERDICTS = (True, False, False)
+
+# What the console says while a test keeps the server away; and the requests that carry labels.
+CUT_OFF = (
+    "ERR_INTERNET_DISCONNECTED|ERR_FAILED|ERR_CONNECTION|ERR_ABORTED|ERR_EMPTY|ERR_TIMED_OUT|50[0-9]|429"
+)
+SENT = "**/trials/*/label"
 
 
 def label_of(position: int) -> tuple[str, str]:
@@ -262,3 +268,40 @@ def assert_crisp(css_width: float, ratio: float, native: int = NATIVE) -> None:
     factor = css_width * ratio / native
     assert round(factor) >= 1
     assert abs(css_width * ratio - round(factor) * native) < 0.05, f"{css_width} CSS pixels at {ratio}"
+
+
+# What waits in the browser
+
+
+def assert_stored(db: Database, token: str, positions: range) -> None:
+    assert [(row.position, row.label, row.runner_up) for row in rows(db, token)] == [
+        (position, *label_of(position)) for position in positions
+    ]
+
+
+def hope(page: Page) -> None:
+    """The browser notices a connection: what waits is tried at once."""
+    page.evaluate("dispatchEvent(new Event('online'))")
+
+
+def kept(page: Page) -> list[dict[str, Any]]:
+    """What lies in the browser's outbox."""
+    found: list[dict[str, Any]] = page.evaluate(
+        """() => new Promise((done) => {
+            const opening = indexedDB.open("reasonable-mistakes");
+            opening.onsuccess = () => {
+                const all = opening.result.transaction("answers").objectStore("answers").getAll();
+                all.onsuccess = () => { opening.result.close(); done(all.result); };
+            };
+        })"""
+    )
+    return found
+
+
+def until(page: Page, things: Sized, count: int) -> None:
+    """Waits until there are so many things, which the browser's events bring."""
+    for _ in range(1000):
+        if len(things) >= count:
+            return
+        page.evaluate("new Promise((done) => setTimeout(done, 10))")
+    raise AssertionError("waited in vain")
