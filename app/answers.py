@@ -1,6 +1,7 @@
 """What a participant says, stored: labels, judgments, the comment, the end.
 
-Every function takes a writing session, locks the participant's row and commits; a Refusal stores nothing.
+Every function takes a writing session, locks the participant's row and commits, last of all: after the commit
+nothing may fail, or a stored answer would be reported as lost. A Refusal stores nothing.
 """
 
 import secrets
@@ -91,13 +92,21 @@ def _record(
     )
     here.participant.last_seen_at = now
     try:
+        session.flush()
+        after = here.with_answer(trial)
+        if after.state != here.state:
+            after = view(session, here.participant.token)
         session.commit()
     except IntegrityError as error:
         # The constraints are the last guard: this trial is answered, or the answer_id was used for another one.
         session.rollback()
-        raise Refusal(409, N_("This answer_id belongs to another answer; nothing was stored.")) from error
-    after = here.with_answer(trial)
-    return after if after.state == here.state else view(session, here.participant.token)
+        raise Refusal(
+            409,
+            N_("This answer_id belongs to another answer; nothing was stored."),
+            next_position=here.next_position,
+            state=here.state,
+        ) from error
+    return after
 
 
 def record_comment(
@@ -120,14 +129,13 @@ def record_comment(
         raise _out_of_order(here)
     if stored is None:
         session.add(Comment(participant_id=here.participant.id, text=text, written_at=now))
-    else:
+    elif text or not finish_too:  # an empty box that another tab finishes with takes nothing back
         stored.text = text
         stored.written_at = now
     if finish_too:
         _finish(here.participant, here.definition, now)
     here.participant.last_seen_at = now
-    session.commit()
-    return view(session, token)
+    return _committed(session, token)
 
 
 def finish(session: Session, token: str, now: datetime) -> SessionView:
@@ -146,8 +154,7 @@ def finish(session: Session, token: str, now: datetime) -> SessionView:
             state=here.state,
         )
     _finish(here.participant, here.definition, now)
-    session.commit()
-    return view(session, token)
+    return _committed(session, token)
 
 
 def speak(session: Session, token: str, language: str) -> None:
@@ -157,6 +164,14 @@ def speak(session: Session, token: str, language: str) -> None:
         raise Refusal(422, N_("This study does not come in that language."))
     here.participant.language = language
     session.commit()
+
+
+def _committed(session: Session, token: str) -> SessionView:
+    """Commit; what is then is read before, so that nothing can fail once it is stored."""
+    session.flush()
+    after = view(session, token)
+    session.commit()
+    return after
 
 
 def _finish(participant: Participant, definition: Definition, now: datetime) -> None:

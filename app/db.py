@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from app.settings import ROOT, SettingsError
 # How long a writer waits for the lock before the participant is told to try again. Bounded well below a browser's
 # patience, because whoever waits holds one of the server's 40 threads, and pages need those too.
 BUSY_TIMEOUT_S = 5.0
+SCRUB_AGAIN_S = 1.0
 
 
 class Database:
@@ -34,6 +35,9 @@ class Database:
         self.engine = _engine(url)
         self._queue = _Queue() if self.engine.dialect.name == "sqlite" else nullcontext()
         self._writing = self.engine.execution_options(begin="IMMEDIATE")
+        self._closed = False
+        self._scrubbing = threading.Lock()
+        self._scrub_later: threading.Timer | None = None
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -72,18 +76,31 @@ class Database:
     def scrub(self) -> None:
         """After a withdrawal: on SQLite, empty the write-ahead log too, which still holds what was deleted.
 
-        Best effort: while others read or the disk is full, the log stays until it starts anew. The withdrawal
-        itself is committed by then, so that a failure here must not tell its participant that it failed.
+        That needs a moment when nobody reads or writes. It is not waited for, as others' answers would wait too: it
+        is tried now and, in the background, every SCRUB_AGAIN_S until it is done.
         """
-        if self.engine.dialect.name == "sqlite":
-            with (
-                suppress(OperationalError, sqlite3.OperationalError),
-                self._queue,
-                self.engine.connect() as one,
-            ):
-                _pragma(one, "wal_checkpoint(TRUNCATE)")
+        with self._scrubbing:
+            if self._scrub_later is not None:
+                self._scrub_later.cancel()
+                self._scrub_later = None
+            if not self._closed and not self._emptied_log():
+                self._scrub_later = threading.Timer(SCRUB_AGAIN_S, self.scrub)
+                self._scrub_later.daemon = True
+                self._scrub_later.start()
+
+    def _emptied_log(self) -> bool:
+        if self.engine.dialect.name != "sqlite":
+            return True
+        with suppress(sqlite3.OperationalError):  # locked, or the disk is full
+            file = str(self.engine.url.database)
+            with closing(sqlite3.connect(file, timeout=0)) as own:
+                (busy, *_) = own.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                return not busy
+        return False
 
     def close(self) -> None:
+        self._closed = True
+        self.scrub()
         self.engine.dispose()
 
 

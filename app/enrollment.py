@@ -9,12 +9,12 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
+from app import recruiters
 from app.assignment import Assignment, Candidate, assign
 from app.definition import Definition
 from app.i18n import N_
 from app.models import CleanImage, Pack, Participant, RecruiterId, Response, Stimulus, Study, Trial
 from app.participation import ALPHABET, Refusal
-from app.recruiters import PERSONAL
 from app.stats import placebo_label
 
 SIMULATED = "simulated"  # the external id that `python -m app simulate` marks its participants with
@@ -31,43 +31,70 @@ class Beginning:
     external: dict[str, str]  # from the recruiter's link
     request_id: uuid.UUID | None = None  # the client's own: asking again begins no second session
     language: str | None = None  # of LANGUAGES; None: the study's own
+    version: str | None = None  # of the study whose consent was given; None: the present one
 
     @property
     def person(self) -> tuple[str, str] | None:
         """(name, value) of the id that stands for one person; simulated participants are nobody."""
-        if SIMULATED in self.external:
-            return None
-        return next(((name, self.external[name]) for name in PERSONAL if name in self.external), None)
+        return None if SIMULATED in self.external else recruiters.person(self.external)
 
 
 def returning(session: Session, beginning: Beginning) -> Participant | None:
-    """The participant who sent this request before, or whom the recruiter has sent here before."""
+    """The participant who sent this request before, or whom the recruiter has sent here before.
+
+    Raises Refusal 409 for a request that began something else. Policies are those of the present study file.
+    """
     if beginning.request_id is not None:
         known = session.scalar(select(Participant).where(Participant.request_id == beginning.request_id))
         if known is not None:
-            return known
-    if beginning.person is None:
+            return _same_beginning(session, known, beginning)
+    if beginning.person is None or _policy(session, beginning.slug) == "new":
         return None
     name, value = beginning.person
     return session.scalar(
         select(Participant)
         .join(RecruiterId)
+        .join(Study, Study.id == Participant.study_id)
         .where(
-            RecruiterId.identifies_in == beginning.slug, RecruiterId.name == name, RecruiterId.value == value
+            Study.slug == beginning.slug,
+            Participant.simulated.is_(False),
+            RecruiterId.name == name,
+            RecruiterId.value == value,
         )
+        # Where an id had several sessions, under another policy, one that was finished counts.
+        .order_by(Participant.finished_at.is_(None), Participant.id.desc())
+        .limit(1)
     )
 
 
-def readmit(participant: Participant, beginning: Beginning) -> Participant:
-    """The returning participant. Raises Refusal 409 where the study's policy is to refuse them."""
-    definition = definitions.of(participant.study)
-    if participant.study.slug != beginning.slug:
+def _same_beginning(session: Session, known: Participant, beginning: Beginning) -> Participant:
+    if known.study.slug != beginning.slug:
         raise Refusal(409, N_("This request_id has begun a session of another study."))
-    if participant.request_id is not None and participant.request_id == beginning.request_id:
-        return participant
-    if definition.recruitment.returning == "refuse":
-        raise Refusal(409, N_("This link has been used already; a second session is not possible."))
-    return participant
+    rows = session.scalars(select(RecruiterId).where(RecruiterId.participant_id == known.id))
+    ids = {row.name: row.value for row in rows}
+    if known.withdrawn_at is None and recruiters.person(ids) != recruiters.person(beginning.external):
+        raise Refusal(409, N_("This request_id has begun the session of somebody else."))
+    return known
+
+
+def refused(session: Session, known: Participant, beginning: Beginning, own_browser: bool) -> bool:
+    """Whether the study's policy keeps a returning participant out; never from the browser that began."""
+    if own_browser or beginning.person is None or known.request_id == beginning.request_id is not None:
+        return False
+    return _policy(session, beginning.slug) == "refuse"
+
+
+def _policy(session: Session, slug: str) -> str:
+    study = definitions.active(session, slug)
+    return definitions.of(study).recruitment.returning if study else "resume"
+
+
+def open_study(session: Session, slug: str) -> Study:
+    """The version that takes participants. Raises Refusal 404."""
+    study = definitions.active(session, slug)
+    if study is None or not study.open:
+        raise Refusal(404, N_("There is no study “%(slug)s” open here."), {"slug": slug})
+    return study
 
 
 def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
@@ -75,9 +102,13 @@ def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
 
     Who may be `returning` is asked for before, in the same writing session.
     """
-    study = definitions.active(session, beginning.slug)
-    if study is None or not study.open:
-        raise Refusal(404, N_("There is no study “%(slug)s” open here."), {"slug": beginning.slug})
+    study = open_study(session, beginning.slug)
+    if beginning.version not in (None, study.version):
+        raise Refusal(
+            409,
+            N_("The study has changed since this page was opened; please read it again."),
+            changed=True,
+        )
     # Two who arrive together must not get one number: on PostgreSQL the row lock serializes them, on SQLite the
     # write lock of the transaction does.
     session.execute(select(Study.id).where(Study.id == study.id).with_for_update())
@@ -113,7 +144,8 @@ def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
         withdrawal_code="-".join(_drawn(4) for _ in range(3)),
         request_id=beginning.request_id,
         language=language,
-        runner_up_first=definition.rotate_questions and number % 2 == 0,
+        consent_language=language,
+        runner_up_first=_runner_up_first(definition, number),
         simulated=simulated,
         grid_order=list(assignment.grids),
         consented_at=now,
@@ -134,6 +166,15 @@ def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
     )
     session.commit()
     return participant
+
+
+def _runner_up_first(definition: Definition, number: int) -> bool:
+    """As the file has it; where it rotates, the other way round for every second participant."""
+    asked = definition.questions
+    if "runner_up" not in asked:
+        return False
+    rotated = definition.rotate_questions and number % 2 == 0
+    return (asked.index("runner_up") < asked.index("label")) != rotated
 
 
 def _drawn(length: int) -> str:

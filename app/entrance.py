@@ -18,12 +18,11 @@ from app.enrollment import Beginning
 from app.i18n import LANGUAGES, N_, translate
 from app.models import Participant, Study
 from app.participation import Refusal
-from app.recruiters import RECRUITER_KEYS
-from app.web import Db, enroll, language_of, parsed_uuid, render
+from app.recruiters import LONGEST, RECRUITER_KEYS, UNFILLED
+from app.web import SESSION_COOKIE, Db, began_here, enroll, language_of, parsed_uuid, render
 
 router = APIRouter(default_response_class=HTMLResponse)
 
-COOKIE = "session"  # the session begun in this browser, for whoever comes back without a recruiter's id
 COOKIE_FOR_S = 90 * 24 * 3600
 
 
@@ -57,7 +56,9 @@ def information(request: Request, slug: str, db: Db) -> Response:
     with db.read() as session:
         known = _known(session, request, Beginning(slug, kept), another)
         if known is not None:
-            return _welcome_back(request, known, slug, Beginning(slug, kept))
+            beginning = Beginning(slug, kept)
+            refused = enrollment.refused(session, known, beginning, began_here(request, known))
+            return _welcome_back(request, known, beginning, refused)
     return _information(request, slug, db, kept, another)
 
 
@@ -70,20 +71,32 @@ def consent(request: Request, slug: str, db: Db, form: Annotated[dict[str, str],
     kept = _recruiter_ids(dict(request.query_params) | form)
     another = form.get("another") == "yes"
     if form.get("consent") != "yes":
-        return _information(request, slug, db, kept, another, error=True)
-    beginning = Beginning(slug, kept, parsed_uuid(form.get("request_id", "")), form.get("language"))
+        message = N_("Please tick the box if you agree to take part; without it the study cannot begin.")
+        return _information(request, slug, db, kept, another, error=message)
+    beginning = Beginning(
+        slug,
+        kept,
+        parsed_uuid(form.get("request_id", "")),
+        form.get("language"),
+        form.get("version"),
+    )
     with db.read() as session:
         known = _known(session, request, beginning, another)
         if known is not None and enrollment.returning(session, beginning) is None:
             return _to_session(request, slug, known)
-    return _to_session(request, slug, enroll(request, beginning))
+    try:
+        return _to_session(request, slug, enroll(request, beginning))
+    except Refusal as refusal:
+        if not refusal.more.get("changed"):
+            raise
+        return _information(request, slug, db, kept, another, error=refusal.message)
 
 
 def _to_session(request: Request, slug: str, participant: Participant) -> Response:
     """To where the participant is; the browser remembers whose session it began, from consent on."""
     response = RedirectResponse(f"/s/{participant.token}", status_code=303)
     response.set_cookie(
-        COOKIE,
+        SESSION_COOKIE,
         participant.token,
         max_age=COOKIE_FOR_S,
         path=f"/study/{slug}",
@@ -104,16 +117,15 @@ def _known(session: Session, request: Request, beginning: Beginning, another: bo
         select(Participant)
         .join(Study)
         .where(
-            Participant.token == request.cookies.get(COOKIE, ""),
+            Participant.token == request.cookies.get(SESSION_COOKIE, ""),
             Participant.withdrawn_at.is_(None),
             Study.slug == beginning.slug,
         )
     )
 
 
-def _welcome_back(request: Request, known: Participant, slug: str, beginning: Beginning) -> Response:
+def _welcome_back(request: Request, known: Participant, beginning: Beginning, refused: bool) -> Response:
     definition = definitions.of(known.study)
-    refused = beginning.person is not None and definition.recruitment.returning == "refuse"
     return render(
         request,
         "returning.html",
@@ -121,17 +133,15 @@ def _welcome_back(request: Request, known: Participant, slug: str, beginning: Be
         definition=definition.translated(known.language),
         finished=known.finished_at is not None,
         address=None if refused else f"/s/{known.token}",
-        another=None if beginning.person is not None else f"/study/{slug}?another=yes",
+        another=None if beginning.person is not None else f"/study/{beginning.slug}?another=yes",
     )
 
 
 def _information(
-    request: Request, slug: str, db: Db, kept: dict[str, str], another: bool, error: bool = False
+    request: Request, slug: str, db: Db, kept: dict[str, str], another: bool, error: str | None = None
 ) -> Response:
     with db.read() as session:
-        study = definitions.active(session, slug)
-        if study is None or not study.open:
-            raise Refusal(404, N_("There is no study “%(slug)s” open here."), {"slug": slug})
+        study = enrollment.open_study(session, slug)
         definition = definitions.of(study)
     language = language_of(request, definition.languages)
     return render(
@@ -146,7 +156,7 @@ def _information(
         kept=kept,
         action=f"/study/{slug}?{urlencode(kept | {'lang': language})}",
         another=another,
-        error=error,
+        error=translate(language, error) if error else None,
         switch=_switch(request, definition.languages),
     )
 
@@ -159,7 +169,21 @@ def _switch(request: Request, offered: Iterable[str]) -> dict[str, str]:
 
 
 def _recruiter_ids(query: dict[str, str]) -> dict[str, str]:
-    return {key: plain(query[key])[:200] for key in RECRUITER_KEYS if plain(query.get(key, ""))}
+    """What the recruiter's link carries. Raises Refusal 422 for an id that cannot be kept exactly as it is."""
+    kept: dict[str, str] = {}
+    for key in RECRUITER_KEYS:
+        value = query.get(key, "").strip()
+        if not value or UNFILLED.fullmatch(value):
+            continue
+        # U+FFFD stands for bytes that were no UTF-8: of two people it could make one.
+        if len(value) > LONGEST or plain(value) != value or "\ufffd" in value:
+            raise Refusal(
+                422,
+                N_("The %(name)s in this link cannot be read; please open it again as you were given it."),
+                {"name": key},
+            )
+        kept[key] = value
+    return kept
 
 
 def plain(text: str) -> str:

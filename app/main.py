@@ -23,6 +23,7 @@ from app.participation import Refusal
 from app.security import CreationLimit, Guard
 from app.settings import ROOT, Settings, load
 
+MOST_BYTES = 256 * 1024  # of a request: the longest comment, percent-encoded, and room
 RETRY_S = 2  # what a client is told to wait while nothing can be stored
 
 
@@ -37,7 +38,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database.close()
 
     # No /docs and /redoc: their scripts come from another host. /openapi.json says the same.
-    app = _App(title="Reasonable Mistakes", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _App(
+        title="Reasonable Mistakes",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=MOST_BYTES,
+    )
     app.state.settings = settings
     app.state.database = database
     app.state.creation_limit = CreationLimit()

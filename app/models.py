@@ -182,8 +182,9 @@ class Participant(Base):
     request_id: Mapped[uuid.UUID | None] = mapped_column(
         unique=True
     )  # the client's: asking again begins nothing
-    language: Mapped[str] = mapped_column(String(10))  # of the pages, and at first of the consent
-    runner_up_first: Mapped[bool]  # where the study rotates its questions: which one stands first
+    language: Mapped[str] = mapped_column(String(10))  # of the pages
+    consent_language: Mapped[str] = mapped_column(String(10))  # in which the consent was read
+    runner_up_first: Mapped[bool]  # which of the two questions stands first for them
     simulated: Mapped[bool]
     grid_order: Mapped[list[str]]  # "pack/model", as the unnamed grids are shown: A, B, C, ...
     consented_at: Mapped[datetime]

@@ -164,8 +164,9 @@ def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
 @router.post("/s/{token}/withdraw")
 def withdraw(token: str, db: Db) -> Response:
     with db.write() as session:
-        withdrawal.withdraw(session, token, now())
-    db.scrub()
+        deleted = withdrawal.withdraw(session, token, now())
+    if deleted:
+        db.scrub()
     return _where_they_are(token)
 
 

@@ -65,9 +65,10 @@ class SessionView:
     def questions(self) -> list[str]:
         """The questions in the order in which this participant is asked."""
         asked: list[str] = list(self.definition.questions)
-        if self.participant.runner_up_first:
-            first, second = asked.index("label"), asked.index("runner_up")
-            asked[min(first, second)], asked[max(first, second)] = "runner_up", "label"
+        if "runner_up" in asked:
+            first, second = sorted((asked.index("label"), asked.index("runner_up")))
+            pair = ("runner_up", "label") if self.participant.runner_up_first else ("label", "runner_up")
+            asked[first], asked[second] = pair
         return asked
 
     @property

@@ -46,14 +46,11 @@ class Monitor:
 
 
 def default_data(session: Session, study: Study) -> Data:
-    """The kind that the latest participant is of: what is going on now. The two kinds are never mixed."""
-    latest = session.scalar(
-        select(Participant.simulated)
-        .where(Participant.study_id == study.id)
-        .order_by(Participant.number.desc())
-        .limit(1)
-    )
-    return "simulated" if latest else "real"
+    """Real participants as soon as there are any; the two kinds are never mixed.
+
+    Anybody may play simulated ones: they must not take the place of the real ones' numbers.
+    """
+    return "simulated" if kinds(session, study) == {"simulated"} else "real"
 
 
 def kinds(session: Session, study: Study) -> set[Data]:

@@ -1,6 +1,7 @@
 """The participant's JSON API: shapes are checked here; `participation` checks the meaning and commits, in one
 transaction, before the reply goes out."""
 
+import json
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -9,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 from sqlalchemy import select
 
-from app import answers, participation, withdrawal
+from app import answers, participation, recruiters, withdrawal
 from app.enrollment import Beginning
 from app.i18n import N_
 from app.models import NONE_PLAUSIBLE, Image
@@ -24,7 +25,11 @@ DISPLAY_LIMIT = 4096  # characters of JSON
 
 
 def _small(display: dict[str, Any]) -> dict[str, Any]:
-    if len(str(display)) > DISPLAY_LIMIT:
+    try:
+        written = json.dumps(display, allow_nan=False)
+    except ValueError:
+        raise ValueError("display contains a number that JSON does not know") from None
+    if len(written) > DISPLAY_LIMIT:
         raise ValueError(f"display is longer than {DISPLAY_LIMIT} characters")
     return display
 
@@ -39,11 +44,12 @@ def _storable(text: str) -> str:
 def _bounded(external: dict[str, str]) -> dict[str, str]:
     if len(external) > 10:
         raise ValueError("external may have 10 keys at most")
-    for key, value in external.items():
+    kept = {key: value.strip() for key, value in external.items()}
+    for key, value in kept.items():
         _storable(key + value)
-        if not (1 <= len(key) <= 50 and 1 <= len(value) <= 200):
-            raise ValueError("external: keys have 1 to 50 characters, values 1 to 200")
-    return external
+        if not (1 <= len(key) <= 50 and 1 <= len(value) <= recruiters.LONGEST):
+            raise ValueError(f"external: keys have 1 to 50 characters, values 1 to {recruiters.LONGEST}")
+    return kept
 
 
 Label = Annotated[StrictStr, Field(max_length=50)]
@@ -151,9 +157,12 @@ def post_finish(token: str, db: Db) -> dict[str, Any]:
 @router.post("/api/sessions/{token}/withdraw")
 def post_withdraw(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
-        here = withdrawal.withdraw(session, token, now())
+        deleted = withdrawal.withdraw(session, token, now())
+    if deleted:
+        db.scrub()
+    with db.read() as session:
+        here = participation.view(session, token)
         left = withdrawal.stored_about(session, here.participant)
-    db.scrub()
     return {
         "state": here.state,
         "deleted": True,

@@ -16,6 +16,8 @@ from app.models import Participant
 from app.participation import Refusal
 from app.security import client_address
 
+SESSION_COOKIE = "session"  # the session begun in this browser; only the study's own address is sent it
+
 
 def now() -> datetime:
     return datetime.now(UTC)
@@ -48,12 +50,20 @@ def render(
     return response
 
 
+def began_here(request: Request, participant: Participant) -> bool:
+    """Whether this browser began the participant's session, by the cookie that it got then."""
+    return request.cookies.get(SESSION_COOKIE) == participant.token
+
+
 def enroll(request: Request, beginning: Beginning) -> Participant:
     """A new participant, or the one who is returning; committed. Raises Refusal 404, 409, 429."""
     with database(request).write() as session:
         known = enrollment.returning(session, beginning)
         if known is not None:
-            return enrollment.readmit(known, beginning)
+            if enrollment.refused(session, known, beginning, began_here(request, known)):
+                raise Refusal(409, N_("This link has been used already; a second session is not possible."))
+            return known
+        enrollment.open_study(session, beginning.slug)  # who cannot begin takes nothing from the limit
         wait = request.app.state.creation_limit.take(client_address(request))
         if wait:
             raise Refusal(

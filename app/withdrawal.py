@@ -1,19 +1,23 @@
 """A participant takes everything back: by their link or by their private code, and with proof."""
 
+import unicodedata
 from datetime import datetime
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
-from app.participation import SessionView, view
+from app.participation import view
 
 
-def withdraw(session: Session, token: str, now: datetime) -> SessionView:
-    """Delete this participant's answers, comment and recruiter ids; that there was a session stays. Committed."""
+def withdraw(session: Session, token: str, now: datetime) -> bool:
+    """Delete this participant's answers, comment and recruiter ids; that there was a session stays. Committed.
+
+    False: that was done before. The caller has the database scrubbed after it.
+    """
     here = view(session, token, lock=True)
     if here.state == "withdrawn":
-        return here
+        return False
     deleted = stored_about(session, here.participant)
     trials = select(Trial.id).where(Trial.participant_id == here.participant.id)
     session.execute(delete(Response).where(Response.trial_id.in_(trials)))
@@ -25,8 +29,7 @@ def withdraw(session: Session, token: str, now: datetime) -> SessionView:
     here.participant.finished_at = None
     here.participant.completion_code = None
     session.commit()
-    session.expire_all()
-    return view(session, token)
+    return True
 
 
 def stored_about(session: Session, participant: Participant) -> dict[str, int]:
@@ -47,7 +50,8 @@ def stored_about(session: Session, participant: Participant) -> dict[str, int]:
 
 
 def token_of_code(session: Session, code: str) -> str | None:
-    """The session that a private withdrawal code belongs to; typed with or without hyphens, in any case."""
-    letters = "".join(code.upper().replace("-", " ").split())
+    """The session that a private withdrawal code belongs to; typed in any case, width and with any separators."""
+    typed = unicodedata.normalize("NFKC", code).upper()
+    letters = "".join(letter for letter in typed if letter.isalnum())
     hyphenated = "-".join(letters[i : i + 4] for i in range(0, len(letters), 4))
     return session.scalar(select(Participant.token).where(Participant.withdrawal_code == hyphenated))

@@ -15,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"  # as app.participation's at the time of this revision
+PERSONAL = ("PROLIFIC_PID", "workerId", "survey_code", "id")  # as app.recruiters' then
 
 
 def upgrade() -> None:
@@ -22,7 +23,12 @@ def upgrade() -> None:
         batch.add_column(sa.Column("withdrawal_code", sa.String(length=20)))
         batch.add_column(sa.Column("request_id", sa.Uuid()))
         batch.add_column(sa.Column("language", sa.String(length=10), nullable=False, server_default="en"))
-        batch.add_column(sa.Column("runner_up_first", sa.Boolean(), nullable=False, server_default=sa.false()))
+        batch.add_column(
+            sa.Column("consent_language", sa.String(length=10), nullable=False, server_default="en")
+        )
+        batch.add_column(
+            sa.Column("runner_up_first", sa.Boolean(), nullable=False, server_default=sa.false())
+        )
         batch.add_column(sa.Column("deleted", sa.JSON()))
     connection = op.get_bind()
     participants = sa.table(
@@ -44,6 +50,7 @@ def upgrade() -> None:
     with op.batch_alter_table("participants") as batch:
         batch.alter_column("withdrawal_code", existing_type=sa.String(length=20), nullable=False)
         batch.alter_column("language", existing_type=sa.String(length=10), server_default=None)
+        batch.alter_column("consent_language", existing_type=sa.String(length=10), server_default=None)
         batch.alter_column("runner_up_first", existing_type=sa.Boolean(), server_default=None)
         batch.create_unique_constraint(batch.f("uq_participants_withdrawal_code"), ["withdrawal_code"])
         batch.create_unique_constraint(batch.f("uq_participants_request_id"), ["request_id"])
@@ -55,20 +62,7 @@ def upgrade() -> None:
         batch.create_unique_constraint(
             batch.f("uq_recruiter_ids_identifies_in_name_value"), ["identifies_in", "name", "value"]
         )
-    # From now on a recruiter's id has one session in a study; of those that had several, the first one is it.
-    op.execute(
-        "update recruiter_ids set identifies_in = ("
-        " select studies.slug from participants join studies on studies.id = participants.study_id"
-        " where participants.id = recruiter_ids.participant_id"
-        ") where name in ('PROLIFIC_PID', 'workerId', 'survey_code', 'id') and participant_id = ("
-        " select min(others.participant_id) from recruiter_ids as others"
-        " join participants as other on other.id = others.participant_id"
-        " join studies as its on its.id = other.study_id"
-        " where others.name = recruiter_ids.name and others.value = recruiter_ids.value and not other.simulated"
-        " and its.slug = ("
-        "  select studies.slug from participants join studies on studies.id = participants.study_id"
-        "  where participants.id = recruiter_ids.participant_id))"
-    )
+    _recognize(connection)
     with op.batch_alter_table("trials") as batch:
         batch.add_column(sa.Column("clean_image_id", sa.Integer()))
     op.execute(
@@ -88,6 +82,36 @@ def upgrade() -> None:
         )
 
 
+def _recognize(connection: sa.Connection) -> None:
+    """A recruiter's id has one session in a study from now on: of several the last one finished, else the last."""
+    ids: dict[int, dict[str, str]] = {}
+    people: dict[int, tuple[bool, int]] = {}
+    slugs: dict[int, str] = {}
+    for person, finished, slug, name, value in connection.execute(
+        sa.text(
+            "select participants.id, participants.finished_at is not null, studies.slug,"
+            " recruiter_ids.name, recruiter_ids.value from recruiter_ids"
+            " join participants on participants.id = recruiter_ids.participant_id"
+            " join studies on studies.id = participants.study_id where not participants.simulated"
+        )
+    ):
+        ids.setdefault(person, {})[name] = value
+        people[person] = (bool(finished), person)
+        slugs[person] = slug
+    sessions: dict[tuple[str, str, str], int] = {}
+    for person in sorted(people, key=people.__getitem__):
+        name = next((name for name in PERSONAL if name in ids[person]), None)
+        if name is not None:
+            sessions[slugs[person], name, ids[person][name]] = person
+    for (slug, name, _), person in sessions.items():
+        connection.execute(
+            sa.text(
+                "update recruiter_ids set identifies_in = :slug where participant_id = :person and name = :name"
+            ),
+            {"slug": slug, "person": person, "name": name},
+        )
+
+
 def downgrade() -> None:
     with op.batch_alter_table("trials") as batch:
         batch.drop_constraint(batch.f("ck_trials_others_are_clean"), type_="check")
@@ -100,5 +124,12 @@ def downgrade() -> None:
         batch.drop_constraint(batch.f("ck_participants_withdrawal_is_whole"), type_="check")
         batch.drop_constraint(batch.f("uq_participants_request_id"), type_="unique")
         batch.drop_constraint(batch.f("uq_participants_withdrawal_code"), type_="unique")
-        for column in ("deleted", "runner_up_first", "language", "request_id", "withdrawal_code"):
+        for column in (
+            "deleted",
+            "runner_up_first",
+            "consent_language",
+            "language",
+            "request_id",
+            "withdrawal_code",
+        ):
             batch.drop_column(column)

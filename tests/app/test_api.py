@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select
+from sqlalchemy import Connection, event, func, select
+from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.main import create_app
@@ -332,6 +333,66 @@ def test_the_comment_may_be_corrected_until_the_end(start: Start, db: Database) 
     assert player.client.post(f"{player.base}/comments", json={"text": "third"}).status_code == 409
     with db.read() as session:
         assert session.scalars(select(Comment.text)).all() == ["second"]
+
+
+def test_a_number_that_json_does_not_know_is_no_display(start: Start, db: Database) -> None:
+    player = start()
+    for number in ("NaN", "Infinity", "-Infinity", "1e999"):
+        body = f'{{"answer_id": "{uuid.uuid4()}", "label": "3", "runner_up": "none", "display": {{"x": {number}}}}}'
+        headers = {"Content-Type": "application/json"}
+        reply = player.client.put(f"{player.base}/trials/1/label", content=body, headers=headers)
+        assert reply.status_code == 422
+        assert "display" in reply.json()["detail"]
+    assert count(db, Response) == 0
+
+
+def test_an_empty_box_takes_no_comment_back(start: Start, db: Database) -> None:
+    player = start()
+    player.answer(until="commenting")
+    assert player.client.post(f"{player.base}/comments", json={"text": "written"}).status_code == 200
+    assert player.client.post(f"/s/{player.token}/comments", data={"text": ""}).status_code == 200
+    assert player.session()["state"] == "finished"
+    with db.read() as session:
+        assert session.scalars(select(Comment.text)).all() == ["written"]
+
+
+def test_nothing_fails_after_a_commit(start: Start, db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told that nothing was stored must be told the truth: the commit is the last thing that can fail."""
+    committed = False
+
+    def commit(session: Session) -> None:
+        nonlocal committed
+        real(session)
+        committed = True
+
+    real = Session.commit
+    monkeypatch.setattr(Session, "commit", commit)
+
+    @event.listens_for(Session, "after_begin")
+    def refuse(session: Session, transaction: object, connection: Connection) -> None:
+        assert not (committed and connection.get_execution_options().get("begin")), "the lock is taken again"
+
+    try:
+        player = start()
+        committed = False
+        for step in range(2 + 30 + 30):
+            player.answer(most=1, until="commenting")
+            assert committed, step
+            committed = False
+        for path, body in (("comments", {"text": "x"}), ("finish", {}), ("withdraw", {})):
+            assert player.client.post(f"{player.base}/{path}", json=body).status_code == 200
+            assert committed, path
+            committed = False
+    finally:
+        event.remove(Session, "after_begin", refuse)
+
+
+def test_a_body_beyond_all_need_is_refused(start: Start, db: Database) -> None:
+    player = start()
+    reply = player.client.post(f"{player.base}/comments", content=b'{"text": "' + b"x" * 300_000 + b'"}')
+    assert reply.status_code == 413
+    page = player.client.post(f"/s/{player.token}/comments", data={"text": "x" * 300_000})
+    assert page.status_code == 413
 
 
 def test_the_same_answer_from_many_threads_is_stored_once(start: Start, db: Database) -> None:

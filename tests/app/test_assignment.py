@@ -176,7 +176,8 @@ def test_dropouts_and_rushes_leave_exposures_balanced(
     for people, minutes_apart in rushes:
         for _ in range(people):
             before, after = field.arrive(field.rng.expovariate(1 / minutes_apart) if minutes_apart else 0.0)
-            assert after <= max(2, before), "no arrival makes a balanced cell uneven"
+            # 2 from the draw; one more where a participant has met the source image already.
+            assert after <= max(3, before), "no arrival makes a balanced cell uneven"
             worst = max(worst, after)
     field.now += 2 * Field.SILENT  # all have finished or given up
     left = field.spread(field.shown())
@@ -184,7 +185,7 @@ def test_dropouts_and_rushes_leave_exposures_balanced(
     for _ in range(12 * left):  # a cell has 12 images: each of those that are behind is next
         field.arrive(10.0)
     field.now += 2 * Field.SILENT
-    assert field.spread(field.shown()) <= 2, (left, worst)
+    assert field.spread(field.shown()) <= 3, (left, worst)
 
 
 def test_the_models_are_compared_on_the_same_pairs() -> None:

@@ -289,7 +289,7 @@ def test_numbers_are_rounded_as_people_round() -> None:
     ]
 
 
-def test_what_goes_on_now_is_shown_simulated_or_real_never_both(
+def test_real_participants_are_shown_once_there_are_any_and_never_mixed(
     researcher: TestClient, start: Callable[..., Player]
 ) -> None:
     assert strict(researcher.get("/results/test.json").text)["data"] == "real"
@@ -305,7 +305,7 @@ def test_what_goes_on_now_is_shown_simulated_or_real_never_both(
     page = Page(researcher.get("/results/test?data=simulated").text)
     assert "Show the real ones" in page.text
     start(simulated="yes")
-    assert strict(researcher.get("/results/test.json").text)["data"] == "simulated"
+    assert strict(researcher.get("/results/test.json").text)["data"] == "real", "nobody can play these away"
     assert page.tiles[4] == "3 images labeled, practice apart"
     researcher.post("/results/test/unmask?data=simulated")
     masked = [

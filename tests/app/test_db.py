@@ -1,9 +1,12 @@
 """The database underneath: writers in order, a bounded wait, what is deleted is gone from the files."""
 
+import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,37 @@ def test_what_a_withdrawal_deletes_is_in_no_file(
     for player in players[::2]:
         assert player.client.post(f"{player.base}/withdraw").status_code == 200
     assert [readable(number) for number in range(8)] == [0, 34] * 4
+
+
+def test_what_a_reader_keeps_in_the_log_is_scrubbed_once_it_has_gone(
+    client: TestClient, settings: Settings, start: Callable[..., Player]
+) -> None:
+    secret = f"recruiter-{uuid.uuid4()}"
+    leaver, other = start(PROLIFIC_PID=secret), start()
+    log = Path(settings.database_url.removeprefix("sqlite:///") + "-wal")
+    with closing(sqlite3.connect(log.with_name(log.name.removesuffix("-wal")))) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM participants").fetchall()  # as a backup or a slow download does
+        assert leaver.client.post(f"{leaver.base}/withdraw").status_code == 200
+        other.answer(most=3)
+        assert secret.encode() in log.read_bytes()
+    for _ in range(100):
+        if secret.encode() not in log.read_bytes():
+            break
+        time.sleep(0.1)
+    assert secret.encode() not in log.read_bytes(), "nobody had to do anything for it"
+
+
+def test_a_withdrawal_repeated_does_no_work(
+    client: TestClient, start: Callable[..., Player], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scrubs: list[Database] = []
+    monkeypatch.setattr(Database, "scrub", lambda database: scrubs.append(database))
+    player = start()
+    for _ in range(3):
+        assert player.client.post(f"{player.base}/withdraw").json()["rows_left"] == 0
+        assert client.post(f"/s/{player.token}/withdraw").status_code == 200
+    assert len(scrubs) == 1
 
 
 def test_a_scrub_that_cannot_be_done_is_no_failure(

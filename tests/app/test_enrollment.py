@@ -138,6 +138,88 @@ def test_the_studys_policy_decides(policies: TestClient, db: Database) -> None:
     assert count(db, Participant) == 4
 
 
+def test_the_present_files_policy_decides_for_those_of_before_too(
+    policies: TestClient, settings: Settings, db: Database
+) -> None:
+    def change(policy: str) -> None:
+        path = settings.studies / "new.toml"
+        path.write_text(f'{STUDY}\n[recruitment]\nreturning = "{policy}"\n')
+        prepare(settings)
+
+    first, second = (begin(policies, "new", id="a") for _ in range(2))
+    first.answer()
+    change("resume")
+    assert begin(policies, "new", id="a").token == first.token, "the one that is finished, of several"
+    change("refuse")
+    refused = policies.post("/api/sessions", json={"study": "new", "consent": True, "external": {"id": "a"}})
+    assert refused.status_code == 409
+    change("new")
+    assert begin(policies, "new", id="a").token not in (first.token, second.token)
+    assert count(db, Participant) == 3
+
+
+def test_a_link_that_works_once_goes_on_in_the_browser_that_began(policies: TestClient, db: Database) -> None:
+    url = "/study/refuse?survey_code=12345"
+    first, second = (Fields(policies.get(url).text).hidden for _ in range(2))
+    mine = token(consent(policies, url, **first))
+    assert token(consent(policies, url, **second)) == mine, "a second tab that was open already"
+    assert f'href="/s/{mine}"' in policies.get(url).text
+    assert mine not in anew(policies).get(url).text
+    assert consent(anew(policies), url, **second).status_code == 409
+    assert count(db, Participant) == 1
+
+
+@pytest.mark.parametrize(
+    "unfilled", ["{{%PROLIFIC_PID%}}", "%SURVEY_CODE%", "${e://Field/id}", "[%id%]", "<your id>"]
+)
+def test_a_placeholder_that_was_not_filled_in_is_nobody(
+    client: TestClient, db: Database, unfilled: str
+) -> None:
+    tokens = {token(consent(anew(client), "/study/test", PROLIFIC_PID=unfilled)) for _ in range(2)}
+    tokens |= {begin(client, PROLIFIC_PID=unfilled).token for _ in range(2)}
+    assert len(tokens) == 4
+    assert "Your consent" in anew(client).get("/study/test", params={"PROLIFIC_PID": unfilled}).text
+
+
+def test_spaces_around_an_id_are_nobodys(client: TestClient) -> None:
+    assert begin(client, id=" a ").token == begin(client, id="a").token
+    assert token(consent(client, "/study/test?id=a%20")) == begin(client, id="a").token
+
+
+def test_consent_is_given_to_the_version_that_was_read(
+    client: TestClient, settings: Settings, db: Database
+) -> None:
+    read = Fields(client.get("/study/test?id=a").text)
+    path = settings.studies / "test.toml"
+    path.write_text(path.read_text().replace('"I agree."', '"I agree, and to more than that."'))
+    prepare(settings)
+    reply = consent(client, "/study/test?id=a", **read.hidden)
+    assert reply.status_code == 422
+    assert "The study has changed since this page was opened; please read it again." in reply.text
+    assert "and to more than that" in reply.text
+    assert count(db, Participant) == 0
+    again = Fields(reply.text)
+    assert again.hidden["id"] == "a"
+    mine = token(consent(client, "/study/test?id=a", **again.hidden))
+    begin(client, id="b"), begin(client, id="c")
+    with db.read() as session:
+        person = session.scalars(select(Participant).where(Participant.token == mine)).one()
+        assert person.study.version == again.hidden["version"]
+        assert person.consented_at <= now()
+        assert (person.language, person.consent_language) == ("en", "en")
+
+
+def test_those_who_cannot_begin_take_nothing_from_the_limit(client: TestClient) -> None:
+    limit = client.app.state.creation_limit  # type: ignore[attr-defined]
+    for _ in range(3):
+        assert client.post("/api/sessions", json={"study": "nothing", "consent": True}).status_code == 404
+        assert consent(client, "/study/nothing").status_code == 404
+    assert len(limit) == 0
+    first = begin(client, id="a")
+    assert begin(client, id="a").token == first.token
+    assert len(limit) == 1
+
+
 def test_simulated_participants_are_nobody(client: TestClient, db: Database) -> None:
     pretended = begin(client, PROLIFIC_PID="abc", simulated="yes")
     real = begin(client, PROLIFIC_PID="abc")
@@ -203,6 +285,17 @@ def test_begin_pressed_twice_is_one_session(client: TestClient, db: Database) ->
     assert other.hidden["request_id"] != fields.hidden["request_id"]
     assert token(consent(anew(client), request_id="nonsense")), "a broken form still begins"
     assert count(db, Participant) == 2
+
+
+def test_a_request_id_begins_one_persons_session(client: TestClient, db: Database) -> None:
+    body = {"study": "test", "consent": True, "request_id": str(uuid.uuid4())}
+    for first, second in (({"id": "a"}, {"id": "b"}), ({}, {"id": "b"}), ({"id": "c"}, {})):
+        body["request_id"] = str(uuid.uuid4())
+        assert client.post("/api/sessions", json=body | {"external": first}).status_code == 201
+        reply = client.post("/api/sessions", json=body | {"external": second})
+        assert reply.status_code == 409
+        assert reply.json()["detail"] == "This request_id has begun the session of somebody else."
+    assert count(db, Participant) == 3
 
 
 # By the browser
@@ -334,7 +427,11 @@ def test_the_private_code_deletes_everything_and_proves_it(
     for wrong in ("", "AAAA-BBBB-CCCC", found["completion-code"], player.token, "x" * 101, "%"):
         reply = elsewhere.post("/withdraw", data={"code": wrong}, follow_redirects=False)
         assert reply.status_code == 422, wrong
-    typed = private.replace("-", " ").lower()
+    typed = private.replace("-", "\N{EN DASH}").lower()
+    wide = str.maketrans({chr(33 + i): chr(0xFF01 + i) for i in range(94)})
+    assert elsewhere.post(
+        "/withdraw", data={"code": private.translate(wide)}, follow_redirects=False
+    ).is_redirect
     page = elsewhere.post("/withdraw", data={"code": f" {typed} "})
     assert "Delete all your answers?" in page.text
     for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):

@@ -34,6 +34,7 @@ TRANSLATIONS = sorted(set(LANGUAGES) - {SOURCE})
 HARD_TO_MEET = {
     "This study cannot take participants: %(reason)s.",
     "This request_id has begun a session of another study.",
+    "This request_id has begun the session of somebody else.",
     "This session has no image %(position)s; it has images 1 to %(last)s.",
     "%(missing)s answers are still missing; the next one is image %(next)s.",
     "This session was withdrawn; its answers are deleted and no more are stored.",
@@ -204,6 +205,7 @@ NO_TEXT = re.compile(
             r"\b[0-9a-f]{8,}\b",  # a study's version
             r"\b[A-C]\b",  # the sheets
             r"\{\w+\}",  # what a script fills in
+            "(?<=⟧)id(?=⟦)",  # a name in the recruiter's link
         )
     )
 )
@@ -293,6 +295,9 @@ def full_study(visitor: TestClient) -> None:
     for url in ("/", here, "/withdraw"):
         assert_translated(visitor.get(url))
     assert_translated(visitor.post(here, data={"id": "7"}), 422)
+    old = {"id": "7", "consent": "yes", "version": "0123456789ab"}
+    assert_translated(visitor.post(here, data=old), 422)
+    assert_translated(visitor.get("/study/full", params={"id": "x" * 201}), 422)
     player = consent(visitor, "/study/full")
     page = f"/s/{player.token}"
     assert_translated(visitor.get("/study/full"))  # this browser has begun a session
@@ -329,6 +334,8 @@ def bare_study(visitor: TestClient) -> None:
     """A study that asks for little, takes nobody twice, and sends its participants on."""
     player = consent(visitor, "/study/bare", id="7")
     assert_translated(visitor.get(f"/s/{player.token}"))
+    assert_translated(visitor.get("/study/bare?id=7"))
+    visitor.cookies.clear()  # another device
     assert_translated(visitor.get("/study/bare?id=7"))
     again = visitor.post("/study/bare", data={"id": "7", "consent": "yes"})
     assert_translated(again, 409)

@@ -181,6 +181,26 @@ def test_every_second_participant_is_asked_for_the_runner_up_first(start: Start,
     assert player.session()["state"] == "finished"
 
 
+def test_the_order_of_the_file_is_the_usual_one_and_rotates_too(
+    settings: Settings, client: TestClient, db: Database
+) -> None:
+    reverse = 'questions = ["runner_up", "label", "plausibility"]'
+    for name, rotate in (("rotated", "rotate_questions = true"), ("fixed", "")):
+        (settings.studies / f"{name}.toml").write_text(
+            STUDY.replace("seed = 7", f"seed = 7\n{reverse}\n{rotate}")
+        )
+    prepare(settings)
+    for name, expected in (("rotated", [True, False, True]), ("fixed", [True, True, True])):
+        players = [begin(client, name) for _ in expected]
+        assert [p.session()["questions"][0] == "runner_up" for p in players] == expected
+        with db.read() as session:
+            stored = [
+                session.scalars(select(Participant.runner_up_first).where(Participant.token == p.token)).one()
+                for p in players
+            ]
+        assert stored == expected, "as it was asked"
+
+
 def test_the_defaults_are_the_papers(prepared_client: TestClient) -> None:
     player = begin(prepared_client)
     here = player.session()

@@ -119,16 +119,34 @@ def test_recruiter_ids_are_kept_from_the_link_to_the_database(client: TestClient
 
 def kept(fields: Fields) -> dict[str, str]:
     """The recruiter's ids among the hidden inputs."""
-    return {key: value for key, value in fields.hidden.items() if key not in ("request_id", "language")}
+    return {
+        key: value for key, value in fields.hidden.items() if key not in ("request_id", "language", "version")
+    }
 
 
 def test_absurd_recruiter_ids_do_no_harm(client: TestClient, db: Database) -> None:
-    long = {"PROLIFIC_PID": "x" * 5000, "id": "a\x00b", "workerId": "   "}
-    reply = client.post("/study/test", data=long | {"consent": "yes"}, follow_redirects=False)
-    assert reply.status_code == 303
+    """An id is kept whole or not at all: a part of it could be somebody else's."""
+    for query in (
+        {"PROLIFIC_PID": "x" * 201},
+        {"id": "a\x00b"},
+        {"workerId": "M%FCller"},  # as httpx sends it, percent and all: kept
+    ):
+        name = next(iter(query))
+        readable = name == "workerId"
+        page = client.get("/study/test", params=query)
+        assert_page(page, 200 if readable else 422)
+        assert readable or f"The {name} in this link cannot be read" in page.text
+        reply = client.post("/study/test", data=query | {"consent": "yes"}, follow_redirects=False)
+        assert reply.status_code == (303 if readable else 422)
+    assert_page(client.get("/study/test?id=M%FCller"), 422)  # Latin-1: two people would become one
+    assert count(db, Participant) == 1
+    reply = client.post(
+        "/study/test?another=yes", data={"workerId": "   ", "consent": "yes", "another": "yes"}
+    )
+    assert reply.status_code == 200
     with db.read() as session:
         stored = session.execute(select(RecruiterId.name, RecruiterId.value)).all()
-    assert dict(stored) == {"PROLIFIC_PID": "x" * 200, "id": "ab"}
+    assert dict(stored) == {"workerId": "M%FCller"}
 
 
 def test_hostile_values_are_escaped(

@@ -88,9 +88,9 @@ def test_down_and_up_again_with_answers_keeps_every_row(played: Database, tmp_pa
     trials = select(Trial.id, Trial.kind, Trial.clean_image_id, Trial.stimulus_id).order_by(Trial.id)
     ids = select(RecruiterId.name, RecruiterId.value, RecruiterId.identifies_in)
     with database.read() as session:
-        shown, known = session.execute(trials).all(), session.execute(ids).all()
+        shown = session.execute(trials).all()
+        assert session.execute(ids).all() == [("id", "x", "test")]
         codes = set(session.scalars(select(Participant.withdrawal_code)))
-    assert ("id", "x", "test") in known
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations"))
     with closing(sqlite3.connect(tmp_path / "copy.db")) as raw:
@@ -101,19 +101,36 @@ def test_down_and_up_again_with_answers_keeps_every_row(played: Database, tmp_pa
         with connection.begin():
             config.attributes["connection"] = connection
             command.downgrade(config, "0001")
+            for person, name, value in (
+                (3, "id", "x"),  # the second session of a person, who finished it
+                (1, "PROLIFIC_PID", "A"),
+                (1, "id", "campaign"),  # the same for all who came this way
+            ):
+                connection.execute(
+                    text(
+                        "insert into recruiter_ids (participant_id, name, value) values (:person, :name, :value)"
+                    ),
+                    {"person": person, "name": name, "value": value},
+                )
         columns = {column["name"] for column in inspect(connection).get_columns("participants")}
     assert "withdrawal_code" not in columns
     database.migrate()
-    assert rows(database) == before
+    assert rows(database) == before | {"recruiter_ids": before["recruiter_ids"] + 3}
     with database.read() as session:
         assert session.execute(trials).all() == shown
-        assert session.execute(ids).all() == known
+        found = session.execute(select(RecruiterId.participant_id, *ids.selected_columns)).all()
+        assert set(found) == {
+            (1, "PROLIFIC_PID", "A", "test"),
+            (1, "id", "campaign", None),
+            (2, "id", "x", None),
+            (3, "id", "x", "test"),
+        }
         people = session.scalars(select(Participant)).all()
         assert session.execute(text("PRAGMA foreign_key_check")).all() == []
     new = {person.withdrawal_code for person in people}
     assert len(new) == len(people) == 3
     assert not new & codes
-    assert {(person.language, person.request_id) for person in people} == {("en", None)}
+    assert {(p.language, p.consent_language, p.request_id) for p in people} == {("en", "en", None)}
     assert [person.deleted for person in people] == [{}, None, None], "that it had deleted is still said"
     database.close()
 

@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app import auth, dashboard, entrance, pages, participation, study
+from app import auth, dashboard, entrance, pages, participation, study, web
 from app.cli import prepare
 from app.db import Database
 from app.main import create_app
@@ -282,7 +282,7 @@ def test_no_cookie_before_consent(client: TestClient, start: Start) -> None:
     assert not client.cookies
     client.post("/study/test", data={"consent": "yes"}, follow_redirects=False)
     (cookie,) = client.cookies.jar
-    assert (cookie.name, cookie.path) == (entrance.COOKIE, "/study/test")
+    assert (cookie.name, cookie.path) == (web.SESSION_COOKIE, "/study/test")
 
 
 def test_tokens_cannot_be_guessed(client: TestClient, start: Start, db: Database) -> None:

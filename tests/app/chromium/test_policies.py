@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from app import entrance
+from app import web
 from app.security import CONTENT_SECURITY_POLICY
 from tests.app.chromium.visitor import (
     Visit,
@@ -138,7 +138,7 @@ def test_no_cookie_nor_anything_else_is_kept_before_consent(visit: Visit) -> Non
     page.get_by_role("button", name="Begin").click()
     expect(page.get_by_role("button", name="Continue")).to_be_visible()
     (cookie,) = visitor.context.cookies()
-    assert (cookie["name"], cookie["path"]) == (entrance.COOKIE, "/study/test")
+    assert (cookie["name"], cookie["path"]) == (web.SESSION_COOKIE, "/study/test")
     assert cookie["httpOnly"]
     assert cookie["sameSite"] == "Lax"
 
