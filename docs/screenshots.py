@@ -55,12 +55,13 @@ def trial(page: Page, study: str) -> None:
     page.goto(study)
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Begin").click()
-    page.wait_for_load_state("networkidle")
     progress = page.locator("#progress-text")
-    for text in ("Practice image 1", "Practice image 2", *(f"Image {n} of 30" for n in range(1, 6))):
+    for text in ("Practice 1 of 2", "Practice 2 of 2", *(f"Image {n} of 30" for n in range(1, 6))):
         page.wait_for_function(
             "text => document.querySelector('#progress-text')?.innerText.startsWith(text)", arg=text
         )
+        page.locator("[data-shown]").wait_for()
+        page.wait_for_timeout(400)  # no person answers sooner, and the page takes no such answer
         page.keyboard.press(FIRST)
         page.keyboard.press(SECOND)
         if "Image 5" not in progress.inner_text():
