@@ -66,6 +66,7 @@ def trial(page: Page, study: str) -> None:
         page.keyboard.press(SECOND)
         if "Image 5" not in progress.inner_text():
             page.keyboard.press("Enter")
+    page.wait_for_timeout(400)  # the keys have taken their color
     page.screenshot(path=IMAGES / "trial.png")
 
 
