@@ -11,8 +11,9 @@ const inOrder = (a, b) => PHASES.indexOf(a.phase) - PHASES.indexOf(b.phase) || a
 
 export class Outbox {
   #token;
-  #db;
-  #inMemory = new Map();
+  #db; // null: there is none, or it has failed
+  #inStore = new Map(); // what the store held when last seen, for the case that it fails
+  #inMemory = new Map(); // what only this page has
   durable;
 
   constructor(token, db) {
@@ -33,33 +34,40 @@ export class Outbox {
   // Keep the answer {phase, position, rank, answer_id, answered_at, content}. False: another tab was first, its answer
   // to this image is here already and counts.
   async add(entry) {
-    if (this.durable) {
+    const key = keyOf(this.#token, entry);
+    if (this.#db) {
       try {
-        await this.#change((store) => store.add(entry, keyOf(this.#token, entry)));
+        await this.#change((store) => store.add(entry, key));
+        this.#inStore.set(String(key), entry);
         return true;
       } catch (error) {
         if (error?.name === "ConstraintError") return false;
-        this.durable = false; // full, or taken away: from here on in memory
+        this.#goOnInMemory(); // full, or taken away
       }
     }
-    const key = String(keyOf(this.#token, entry));
-    if (this.#inMemory.has(key)) return false;
-    this.#inMemory.set(key, entry);
+    if (this.#inMemory.has(String(key))) return false;
+    this.#inMemory.set(String(key), entry);
     return true;
   }
 
   // All that is not stored by the server yet, of every tab, in the order of the trials.
   async entries() {
-    const own = [...this.#inMemory.values()];
-    const kept = this.#db ? await this.#change((store) => store.getAll(this.#range()), "readonly") : [];
-    return [...kept, ...own].sort(inOrder);
+    if (this.#db) {
+      try {
+        const kept = await this.#change((store) => store.getAll(this.#range()), "readonly");
+        this.#inStore = new Map(kept.map((entry) => [String(keyOf(this.#token, entry)), entry]));
+      } catch {
+        this.#goOnInMemory();
+      }
+    }
+    return [...this.#inStore.values(), ...this.#inMemory.values()].sort(inOrder);
   }
 
   async remove(entry) {
     const key = keyOf(this.#token, entry);
     this.#inMemory.delete(String(key));
-    if (!this.#db) return;
-    await this.#change((store) => {
+    this.#inStore.delete(String(key));
+    await this.#tidy((store) => {
       const found = store.get(key);
       found.onsuccess = () => {
         if (found.result?.answer_id === entry.answer_id) store.delete(key);
@@ -69,7 +77,26 @@ export class Outbox {
 
   async clear() {
     this.#inMemory.clear();
-    if (this.#db) await this.#change((store) => store.delete(this.#range()));
+    this.#inStore.clear();
+    await this.#tidy((store) => store.delete(this.#range()));
+  }
+
+  // What stays behind where this fails is sent once more by a later page, and the server stores it once.
+  async #tidy(act) {
+    if (!this.#db) return;
+    try {
+      await this.#change(act);
+    } catch {
+      this.#goOnInMemory();
+    }
+  }
+
+  // The store has failed: nothing that it held may be forgotten, and nothing new counts as kept.
+  #goOnInMemory() {
+    this.#db = null;
+    this.durable = false;
+    for (const [key, entry] of this.#inStore) this.#inMemory.set(key, entry);
+    this.#inStore.clear();
   }
 
   #range() {
@@ -81,7 +108,7 @@ export class Outbox {
     try {
       return await this.#transact(act, mode);
     } catch (error) {
-      if (error?.name !== "InvalidStateError") throw error;
+      if (!["InvalidStateError", "UnknownError", "AbortError"].includes(error?.name)) throw error;
       this.#db = await openDatabase();
       return this.#transact(act, mode);
     }

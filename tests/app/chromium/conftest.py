@@ -27,7 +27,8 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     settings = installation(tmp_path_factory.mktemp("browser"), pack)
-    (settings.studies / "watched.toml").write_text(STUDY)
+    for name in ("watched", "looked-at"):
+        (settings.studies / f"{name}.toml").write_text(STUDY)
     careful = STUDY.replace("A study for tests", "With the default time").replace("min_answer_ms = 0\n", "")
     (settings.studies / "careful.toml").write_text(careful)
     blocks = STUDY.replace("A study for tests", "With pauses")
@@ -38,7 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
 
 @pytest.fixture(scope="session")
 def server(settings: Settings) -> Iterator[Server]:
-    """One server for all: each test has participants of its own, the one that counts them a study of its own."""
+    """One server for all: each test has participants of its own, those that count them a study of their own."""
     with serving(settings) as server:
         yield server
 

@@ -251,3 +251,85 @@ def test_a_comment_survives_a_reload_and_is_forgotten_once_it_is_stored(
     other.get_by_role("link", name="Go on").click()
     expect(other.get_by_role("heading", name="Thank you")).to_be_visible()
     assert comment_of(db, player.token) == "A whole thought."
+
+
+def test_a_store_that_fails_amid_the_session_loses_nothing(visit: Visit, db: Database) -> None:
+    """What it held is sent from memory; from then on nothing counts as kept before the server has it."""
+    visitor = visit()
+    visitor.forgiven = CUT_OFF
+    page = visitor.begin()
+    token = token_of(page)
+    visitor.context.set_offline(True)
+    by_clicks(page, range(1, 4))
+    expect(progress(page)).to_have_text(name_of(4))
+    page.evaluate(
+        """() => {
+            IDBDatabase.prototype.transaction = () => { throw new DOMException("gone", "UnknownError"); };
+        }"""
+    )
+    painted(page)
+    choose(page, *label_of(4))
+    go(page).click()
+    expect(page.get_by_text("Please keep this page open until your answer is saved.")).to_be_visible()
+    expect(saved(page)).to_have_text("Not saved yet: 4")
+    assert progress(page).inner_text() == name_of(4), "the answer is in this page alone: it stays"
+    assert rows(db, token) == []
+    visitor.context.set_offline(False)
+    expect(progress(page)).to_have_text(name_of(5))
+    expect(saved(page)).to_have_text("Saved")
+    assert_stored(db, token, range(1, 5))
+    by_clicks(page, range(5, 7))
+    expect(progress(page)).to_have_text(name_of(7))
+    assert_stored(db, token, range(1, 7))
+
+
+def test_two_people_at_one_device_are_never_mixed(visit: Visit, db: Database) -> None:
+    visitor = visit()
+    visitor.forgiven = CUT_OFF
+    first = visitor.begin()
+    mine = token_of(first)
+    first.route(SENT, lambda route: route.abort())
+    by_clicks(first, range(1, 4))
+    expect(saved(first)).to_have_text("Not saved yet: 3")
+    second = visitor.begin("/study/test?another=yes")
+    theirs = token_of(second)
+    assert theirs != mine
+    by_clicks(second, range(1, 3))
+    expect(saved(second)).to_have_text("Saved")
+    assert_stored(db, theirs, range(1, 3))
+    assert rows(db, mine) == [], "nobody sends another one's answers"
+    second.get_by_role("link", name="Stop and delete my answers").click()
+    second.get_by_role("button", name="Delete everything").click()
+    expect(second.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
+    first.bring_to_front()
+    first.unroute(SENT)
+    hope(first)
+    expect(saved(first)).to_have_text("Saved")
+    assert_stored(db, mine, range(1, 4))
+    assert rows(db, theirs) == []
+
+
+def test_an_answer_that_is_refused_is_asked_for_again(visit: Visit, db: Database) -> None:
+    """The server never takes it: the participant is told and answers once more, nothing behind it is stuck."""
+    visitor = visit()
+    visitor.forgiven = "422"
+    page = visitor.begin()
+    token = token_of(page)
+    refusals: list[Route] = []
+
+    def refuse(route: Route) -> None:
+        refusals.append(route)
+        if len(refusals) == 1:
+            route.fulfill(status=422, json={"detail": "no"})
+        else:
+            route.continue_()
+
+    page.route("**/trials/2/label", refuse)
+    by_clicks(page, range(1, 3))
+    expect(page.get_by_role("alert")).to_have_text(
+        "This answer could not be stored. Please answer once more."
+    )
+    expect(progress(page)).to_have_text(name_of(2))
+    by_clicks(page, range(2, 5))
+    expect(saved(page)).to_have_text("Saved")
+    assert_stored(db, token, range(1, 5))

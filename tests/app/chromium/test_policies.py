@@ -84,17 +84,17 @@ def test_no_page_of_a_session_violates_anything(visit: Visit, api: httpx2.Client
 def test_the_dashboard_violates_nothing_and_keeps_its_looks(
     visit: Visit, server: Server, api: httpx2.Client
 ) -> None:
-    advance(begin(api, "watched"), "judging")
+    advance(begin(api, "looked-at"), "judging")
     visitor = visit()
     violations = watched(visitor)
     page = visitor.page(server.dashboard)
-    page.goto("/results/watched")
+    page.goto("/results/looked-at")
     looks = figure_looks(page)
     strokes = {look["stroke"] for look in looks if look["stroke-linecap"] == "round"}
     assert len(strokes) == 3, "a color for every model"
     assert {look["fill"] for look in looks if look["stroke-linecap"] == "round"} == {"none"}
     page.locator("#live").evaluate("live => { live.firstElementChild.dataset.old = 'yes'; }")
-    advance(begin(api, "watched"), "judging", most=3)
+    advance(begin(api, "looked-at"), "judging", most=3)
     expect(page.locator("[data-old]")).to_have_count(0, timeout=15_000)
     again = {look["stroke"] for look in figure_looks(page) if look["stroke-linecap"] == "round"}
     assert again == strokes, "a figure that static/live.js put there looks as one that came with the page"
