@@ -1,5 +1,5 @@
-"""The participant's JSON API: shapes are checked here; `participation` checks the meaning and commits, in one
-transaction, before the reply goes out."""
+"""The participant's JSON API: shapes are checked here; `answers` checks the meaning and commits, in one transaction,
+before the reply goes out."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -53,7 +53,7 @@ def _bounded(external: dict[str, str]) -> dict[str, str]:
 
 
 Label = Annotated[StrictStr, Field(max_length=50)]
-ReactionTime = Annotated[float | None, Field(ge=0, le=DAY_MS, allow_inf_nan=False, strict=True)]
+ResponseTime = Annotated[float | None, Field(ge=0, le=DAY_MS, allow_inf_nan=False, strict=True)]
 Display = Annotated[dict[str, Any], AfterValidator(_small)]
 
 
@@ -77,14 +77,14 @@ class LabelAnswer(_Body):
     answer_id: UUID
     label: Label | None
     runner_up: Label | None = None
-    rt_ms: ReactionTime = None
+    rt_ms: ResponseTime = None
     display: Display = {}
 
 
 class PlausibilityAnswer(_Body):
     answer_id: UUID
     plausible: StrictBool
-    rt_ms: ReactionTime = None
+    rt_ms: ResponseTime = None
     display: Display = {}
 
 

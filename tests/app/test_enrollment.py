@@ -444,6 +444,7 @@ def test_the_private_code_deletes_everything_and_proves_it(
     assert receipt == elsewhere.get(f"/s/{player.token}").text, "the receipt stays"
     with db.read() as session:
         person = session.scalars(select(Participant).where(Participant.token == player.token)).one()
+        assert (person.finished_at, person.completion_code) == (None, None), "the code is no longer valid"
         assert person.deleted == {
             "labels": 32,
             "judgments": 30,
@@ -456,6 +457,32 @@ def test_the_private_code_deletes_everything_and_proves_it(
     assert b"somebody-to-forget" not in stored(settings)
     again = elsewhere.post("/withdraw", data={"code": private})
     assert "Your answers are deleted" in again.text
+
+
+def test_a_receipt_counts_what_was_written(start: Start) -> None:
+    player = start()
+    player.answer(until="commenting")
+    player.client.post(f"{player.base}/comments", json={"text": ""})
+    rows = player.client.post(f"{player.base}/withdraw").json()["rows_deleted"]
+    assert rows == {"labels": 32, "judgments": 30, "images": 32, "comments": 0, "recruiter_ids": 0}
+
+
+def test_who_answers_holds_their_images(client: TestClient, db: Database) -> None:
+    player = begin(client)
+    player.answer(most=3)
+    for question in ("label", "plausibility"):
+        with db.write() as session:
+            session.execute(update(Participant).values(last_seen_at=now() - 2 * ABANDONED_AFTER))
+            session.commit()
+        with db.read() as session:
+            study = session.scalars(select(Study)).one()
+            held = sum(enrollment.exposures(session, study.id, False, now()).values())
+        assert held == (1 if question == "label" else 30)
+        player.answer(most=1)
+        with db.read() as session:
+            assert session.scalars(select(Participant.last_seen_at)).one() > now() - ABANDONED_AFTER
+            assert sum(enrollment.exposures(session, study.id, False, now()).values()) == 30
+        player.answer(until="judging")
 
 
 def stored(settings: Settings) -> bytes:

@@ -1,6 +1,6 @@
 """No number shown is wrong: every one is worked out anew from the CSV, or was written down by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from app.models import Participant, Study
 from app.progress import excluded_because
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY
+from tests.app.conftest import SECRET, STUDY, Player
 from tests.app.oracle import (
     COMPARED,
     OUTCOMES,
@@ -307,6 +307,29 @@ def test_a_share_in_the_reason_is_not_rounded() -> None:
     assert excluded_because(definition, times, 0) == "median response time under 250.5 ms"
     assert excluded_because(definition, [*times, ("6", 9000.0)], 0) is None
     assert excluded_because(definition, [], 0) is None
+
+
+def test_practice_decides_no_exclusion(
+    researcher: TestClient, pack: Pack, start: Callable[..., Player]
+) -> None:
+    """Practice answers that alone would carry the median time, and the share of one label, over their rules."""
+    labels = list(pack.labels)
+
+    def choose(trial: dict[str, Any]) -> dict[str, Any]:
+        if trial["state"] == "judging":
+            return {}
+        if trial["practice"]:
+            return {"label": labels[0], "runner_up": "none", "rt_ms": 1.0}
+        # 15 answers of 90 ms, 15 of 110 ms: their median is the rule's 100 ms, with practice it is 90.
+        slow = trial["position"] % 2 == 0
+        label = (
+            labels[0] if trial["position"] - 2 <= 24 else labels[1]
+        )  # 24 of 30: the rule's 80 %, with practice more
+        return {"label": label, "runner_up": "none", "rt_ms": 110.0 if slow else 90.0}
+
+    start().answer(choose)
+    found = researcher.get("/results/test.json").json()["participants"]
+    assert (found["finished"], found["excluded"]) == (1, 0)
 
 
 # The page

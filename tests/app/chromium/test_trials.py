@@ -203,7 +203,7 @@ def test_held_keys_and_hiding_are_recorded(visit: Visit, db: Database) -> None:
         1,
         "keyboard",
     )
-    assert 300 <= first["hidden_ms"] < 5000
+    assert first["hidden_ms"] >= 300
     assert (second["held_keys"], second["hidden_times"], second["hidden_ms"], second["input"]) == (
         0,
         0,
