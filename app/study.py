@@ -1,5 +1,5 @@
-"""The participant's JSON API: shapes are checked here; `answers` checks the meaning and commits, in one transaction,
-before the reply goes out."""
+"""The participant's JSON API: shapes are checked here; `answers` checks the meaning and commits, in one
+transaction, before the reply goes out."""
 
 import json
 from typing import Annotated, Any, Literal
