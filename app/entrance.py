@@ -196,7 +196,7 @@ def plain(text: str) -> str:
 def withdraw(request: Request) -> Response:
     language = language_of(request, list(LANGUAGES))
     return render(
-        request, "withdraw_code.html", language=language, error=None, switch=_switch(request, LANGUAGES)
+        request, "withdraw_code.html", language=language, error=None, code="", switch=_switch(request, LANGUAGES)
     )
 
 
@@ -209,4 +209,5 @@ def withdraw_by_code(request: Request, db: Db, code: Annotated[str, Form(max_len
     language = language_of(request, list(LANGUAGES))
     error = translate(language, N_("No session has this code; please check it letter by letter."))
     switch = _switch(request, LANGUAGES)
-    return render(request, "withdraw_code.html", status=422, language=language, error=error, switch=switch)
+    context = {"error": error, "code": code, "switch": switch}
+    return render(request, "withdraw_code.html", 422, language, **context)

@@ -29,11 +29,13 @@ const insistently = (path, content) =>
 
 async function finish() {
   button.disabled = true;
+  if (box) box.readOnly = true; // what is written after this would not be sent
   error.hidden = true;
   status.textContent = text("saving");
   if (box) {
     const reply = await insistently("comments", { text: storable(box.value) });
     if (reply.status === 422 || (reply.status === 409 && reply.body.state === "finished" && box.value)) {
+      box.readOnly = false;
       button.disabled = reply.status === 409; // finished in another tab: too late for this comment
       status.textContent = "";
       error.textContent = text(reply.status === 409 ? "too_late" : "too_long");

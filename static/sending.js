@@ -111,6 +111,7 @@ export class Sending {
   async #report() {
     const entries = await this.#outbox.entries();
     this.#pending = entries.length;
+    if (this.#pending === 0) this.#failures = 0; // another tab may have sent what this one could not
     this.#on.state({ pending: this.#pending, failures: this.#failures });
     return entries[0];
   }

@@ -274,7 +274,18 @@ function setUpKeys() {
   keys.hidden = false;
 }
 
+// The ways out of the page lead to the browser's own error page while there is no connection, and that has no way back.
+async function onWayOut(event) {
+  const way = event.target.closest(".foot a, .foot button");
+  if (!way || way.dataset.open) return;
+  refuse(event);
+  if (!(await reachable())) return showError(text("no_way_out"));
+  way.dataset.open = "yes";
+  way.click();
+}
+
 function listen() {
+  document.addEventListener("click", onWayOut, true);
   form.addEventListener("click", onClick, true);
   form.addEventListener("change", (event) => {
     if (event.target.type !== "radio") return;

@@ -333,3 +333,38 @@ def test_an_answer_that_is_refused_is_asked_for_again(visit: Visit, db: Database
     by_clicks(page, range(2, 5))
     expect(saved(page)).to_have_text("Saved")
     assert_stored(db, token, range(1, 5))
+
+
+def test_without_connection_no_link_leads_out_of_the_session(visit: Visit, db: Database) -> None:
+    """The browser's own error page has no way back."""
+    visitor = visit()
+    visitor.forgiven = CUT_OFF
+    page = visitor.begin()
+    leave = page.get_by_role("link", name="Stop and delete my answers")
+    visitor.context.set_offline(True)
+    leave.click()
+    expect(page.get_by_role("alert")).to_have_text(
+        "There is no connection just now; this works again as soon as there is one."
+    )
+    expect(progress(page)).to_have_text(name_of(1))
+    visitor.context.set_offline(False)
+    leave.click()
+    expect(page.get_by_role("heading", name="Delete all your answers?")).to_be_visible()
+
+
+def test_what_another_tab_has_sent_is_trouble_no_more(visit: Visit, db: Database) -> None:
+    visitor = visit()
+    visitor.forgiven = CUT_OFF + "|409"
+    one = visitor.begin()
+    token = token_of(one)
+    one.route(SENT, lambda route: route.abort())
+    by_clicks(one, range(1, 4))
+    expect(one.get_by_text("No connection. You can go on")).to_be_visible()
+    two = visitor.page(f"/s/{token}")
+    expect(saved(two)).to_have_text("Saved")
+    assert_stored(db, token, range(1, 4))
+    one.bring_to_front()
+    one.unroute(SENT)
+    hope(one)
+    expect(saved(one)).to_have_text("Saved")
+    expect(one.get_by_text("No connection. You can go on")).to_be_hidden()
