@@ -196,7 +196,12 @@ def plain(text: str) -> str:
 def withdraw(request: Request) -> Response:
     language = language_of(request, list(LANGUAGES))
     return render(
-        request, "withdraw_code.html", language=language, error=None, code="", switch=_switch(request, LANGUAGES)
+        request,
+        "withdraw_code.html",
+        language=language,
+        error=None,
+        code="",
+        switch=_switch(request, LANGUAGES),
     )
 
 
