@@ -44,15 +44,16 @@ def server(settings: Settings) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def playwright() -> Iterator[Playwright]:
+    """Stopped before tests elsewhere begin: its event loop counts as running in this thread as long as it lives."""
     if chromium.find() is None:
         pytest.fail(chromium.ADVICE, pytrace=False)
     with sync_playwright() as playwright:
         yield playwright
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(playwright: Playwright) -> Iterator[Browser]:
     browser = playwright.chromium.launch(executable_path=chromium.find(), args=FLAGS)
     yield browser
