@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -23,8 +23,9 @@ from scipy import stats
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-# Grid points of the sign-flip distribution: two arrays of 32 MiB.
+# Of the sign-flip distribution: grid points (two arrays of 32 MiB), and additions (grid points x participants).
 GRID_LIMIT = 2**22
+WORK_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,27 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Cells as columns of shape (cells,), each of dtype int64; `participant` and `image` are any numbers."""
+
+    participant: Ints
+    image: Ints
+    count: Ints
+    n: Ints
+
+    @classmethod
+    def of(cls, cells: Iterable[Cell]) -> Sample:
+        """The same cells, as columns."""
+        rows = [(c.participant, c.image, c.count, c.n) for c in cells]
+        return cls(*np.array(rows, np.int64).reshape(-1, 4).T)
+
+    @classmethod
+    def of_answers(cls, participant: Ints, image: Ints, outcome: npt.NDArray[np.bool_]) -> Sample:
+        """One cell an answer: whether it had the outcome."""
+        return cls(participant, image, outcome.astype(np.int64), np.ones(outcome.size, np.int64))
+
+
+@dataclass(frozen=True)
 class SignFlip:
     """Two-sided p-value and mid-p, both in (0, 1], over `participants`.
 
@@ -89,7 +111,7 @@ class NewImages:
     reason: str | None
 
 
-def rate(cells: Sequence[Cell], level: float = 0.95) -> Rate:
+def rate(sample: Sample, level: float = 0.95) -> Rate:
     """Rate of an outcome, with Wilson's interval on the effective number of answers n / deff.
 
     deff = max(1, V / (p (1 - p) / n)), where V is the two-way (participant, source image) cluster-robust
@@ -103,7 +125,7 @@ def rate(cells: Sequence[Cell], level: float = 0.95) -> Rate:
     Survey Methodology 24 (1998) 193; two-way variance: Cameron, Gelbach and Miller, JBES 29 (2011) 238.
     """
     _check_level(level)
-    participants, images, count, n = _columns(cells)
+    participants, images, count, n = _columns(sample)
     total, successes = int(n.sum()), int(count.sum())
     if total == 0:
         return Rate(0, 0, None, None, None, None, "There are no answers.")
@@ -123,7 +145,8 @@ def sign_flip(differences: Sequence[Fraction]) -> SignFlip | None:
     of signs whose |sum| is at least the observed one; p_mid counts those equal to it by half. Differences of
     zero count among the participants and change neither. Exact means a relative error below N * 2^-52; what
     is below the smallest normal float, 2.2e-308, is given as that float. Only where the common denominator
-    asks for more than GRID_LIMIT grid points is the grid coarsened: p can only grow, and `exact` is False.
+    asks for more than GRID_LIMIT grid points, or WORK_LIMIT additions, is the grid coarsened: p can only grow,
+    and `exact` is False.
 
     Fisher, The Design of Experiments (1935), section 21; distribution by convolution: Pagano and Tritchler,
     JASA 78 (1983) 435; mid-p: Lancaster, JASA 56 (1961) 223.
@@ -137,7 +160,7 @@ def sign_flip(differences: Sequence[Fraction]) -> SignFlip | None:
     # A pattern's sum is the total less twice T, the magnitudes that it makes negative: |sum| >= observed
     # means T <= tail or, as likely, T >= total - tail. So one tail is enough, and nothing is subtracted.
     tail = (sum(magnitudes) - observed) // 2
-    step = -(-(tail + 1) // GRID_LIMIT)
+    step = -(-(tail + 1) // min(GRID_LIMIT, WORK_LIMIT // max(1, len(magnitudes))))
     # T <= tail implies sum(m // step) <= tail // step: rounding down only ever adds patterns to the tail.
     lower_tail = _lower_tail([m // step for m in magnitudes if m >= step], tail // step)
     at_most = float(lower_tail.sum())
@@ -174,7 +197,7 @@ def mean_difference(differences: Sequence[Fraction], level: float = 0.95) -> tup
     return mean, Interval(mean - half, mean + half)
 
 
-def new_images_test(a: Sequence[Cell], b: Sequence[Cell]) -> NewImages:
+def new_images_test(a: Sample, b: Sample) -> NewImages:
     """Two-way cluster-robust t-test of the rate of `a` minus the rate of `b`, each pooled over its answers.
 
     V = V_participants + V_images - V_intersection, each with the factor G / (G - 1) for its G clusters, and
@@ -262,16 +285,12 @@ class _TwoWay:
     images: int
 
 
-def _columns(cells: Sequence[Cell]) -> tuple[Ints, Ints, Ints, Ints]:
+def _columns(sample: Sample) -> tuple[Ints, Ints, Ints, Ints]:
     """Participant, image, count and n of the cells with answers, each of shape (cells,)."""
-    n = np.fromiter((c.n for c in cells), np.int64, len(cells))
-    count = np.fromiter((c.count for c in cells), np.int64, len(cells))
-    if np.any((count < 0) | (count > n)):
+    if np.any((sample.count < 0) | (sample.count > sample.n)):
         raise ValueError("a cell's count must lie between 0 and its n")
-    participants = np.fromiter((c.participant for c in cells), np.int64, len(cells))
-    images = np.fromiter((c.image for c in cells), np.int64, len(cells))
-    answered = n > 0  # a cell without answers must not count as a cluster
-    return participants[answered], images[answered], count[answered], n[answered]
+    answered = sample.n > 0  # a cell without answers must not count as a cluster
+    return sample.participant[answered], sample.image[answered], sample.count[answered], sample.n[answered]
 
 
 def _two_way(participants: Ints, images: Ints, residuals: Sequence[Ints], divisors: Sequence[int]) -> _TwoWay:
@@ -280,29 +299,35 @@ def _two_way(participants: Ints, images: Ints, residuals: Sequence[Ints], diviso
     Cells have shape (cells,). The residuals are integers and are divided only after they are summed, so that
     clusters that cancel give exactly zero (up to 94 million answers, where squares pass 2^53).
     """
-    participant_names, participant = np.unique(participants, return_inverse=True)
-    image_names, image = np.unique(images, return_inverse=True)
+    participant, image = _compact(participants), _compact(images)
     # Several cells of one participant on one image, in one sample or in both, are one cluster.
-    _, both = np.unique(participant * image_names.size + image, return_inverse=True)
-    by_participant, by_image, by_both = (
+    both = _compact(participant * (int(image.max(initial=0)) + 1) + image)
+    (by_participant, n_participants), (by_image, n_images), (by_both, _) = (
         _cluster_variance(cluster, residuals, divisors) for cluster in (participant, image, both)
     )
     # The difference alone can be too small, even negative, in a small sample.
     variance = max(by_participant + by_image - by_both, by_participant, by_image)
-    return _TwoWay(variance, participant_names.size, image_names.size)
+    return _TwoWay(variance, n_participants, n_images)
 
 
-def _cluster_variance(
-    cluster: npt.NDArray[np.intp], residuals: Sequence[Ints], divisors: Sequence[int]
-) -> float:
-    """One direction's G / (G - 1) times the sum of squared cluster sums; 0 where one cluster says nothing."""
-    sums: Floats = np.zeros(int(cluster.max()) + 1)
+def _compact(names: Ints) -> Ints:
+    """The clusters' names as small indices; sorting is spared where they are small already."""
+    if names.size and names.min() >= 0 and names.max() < 16 * names.size + 1024:
+        return names
+    return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _cluster_variance(cluster: Ints, residuals: Sequence[Ints], divisors: Sequence[int]) -> tuple[float, int]:
+    """One direction's G / (G - 1) times the sum of squared cluster sums (0 where G < 2), and G."""
+    sums: Floats = np.zeros(int(cluster.max(initial=-1)) + 1)
     for residual, divisor in zip(residuals, divisors, strict=True):
-        sums += np.bincount(cluster, weights=residual) / divisor
-    if sums.size < 2:
-        return 0.0
+        sums += np.bincount(cluster, weights=residual, minlength=sums.size) / divisor
+    clusters = int(np.count_nonzero(np.bincount(cluster)))
+    if clusters < 2:
+        return 0.0, clusters
+    squares = np.square(sums[sums != 0])
     # fsum: the last digit must not hang on how the clusters are numbered.
-    return sums.size / (sums.size - 1) * math.fsum((sums * sums).tolist())
+    return clusters / (clusters - 1) * math.fsum(squares.tolist()), clusters
 
 
 def _left_out(two_way: _TwoWay) -> str | None:

@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 
 from app import stats
-from app.stats import Cell, Interval, NewImages, Rate, SignFlip
+from app.stats import Cell, Interval, NewImages, Rate, Sample, SignFlip
 
 many_examples = settings(deadline=None, max_examples=100)
 
@@ -31,6 +31,14 @@ def table(rows: list[str]) -> list[Cell]:
         for image, answer in enumerate(row)
         if answer in "01"
     ]
+
+
+def rate(cells: list[Cell], level: float = 0.95) -> Rate:
+    return stats.rate(Sample.of(cells), level)
+
+
+def new_images_test(a: list[Cell], b: list[Cell]) -> NewImages:
+    return stats.new_images_test(Sample.of(a), Sample.of(b))
 
 
 def tenths(*numerators: int) -> list[Fraction]:
@@ -308,7 +316,7 @@ def test_rate_by_hand() -> None:
     # same; cells: 4/3 (3/16 + 9/16) / 16 = 1/16. V = 1/16, binomial 3/64, deff 4/3, effective n 3.
     # Wilson with z = 1.95996, z^2 = 3.84146: center (0.75 + 3.84146 / 6) / (1 + 3.84146 / 3) = 0.60962,
     # half 1.95996 sqrt(0.1875 / 3 + 3.84146 / 36) / 2.28049 = 0.35353.
-    result = stats.rate(table(["11", "10"]))
+    result = rate(table(["11", "10"]))
     assert (result.count, result.n, result.rate, result.reason) == (3, 4, 0.75, None)
     assert result.deff == pytest.approx(4 / 3, rel=1e-14)
     assert result.low == pytest.approx(0.60962 - 0.35353, abs=2e-5)
@@ -318,7 +326,7 @@ def test_rate_by_hand() -> None:
 def test_rate_when_participants_always_agree_with_themselves() -> None:
     # One all 1 and one all 0: 2 (1/16 + 1/16) = 1/4 whatever their number of answers. Images add nothing, cells
     # take away 8/7 / 32, but the floor is 1/4: 8 answers are worth one.
-    result = stats.rate(table(["1111", "0000"]))
+    result = rate(table(["1111", "0000"]))
     assert result.deff == pytest.approx(8.0)
     low, high = proportion_confint(0.5, 1, method="wilson")
     assert result.low == pytest.approx(low, abs=1e-12)
@@ -327,14 +335,14 @@ def test_rate_when_participants_always_agree_with_themselves() -> None:
 
 def test_rate_where_only_the_cells_vary() -> None:
     # Participants and images balance out, the intersection does not: V would be negative, deff stays 1.
-    assert stats.rate(table(["10", "01"])).deff == 1.0
+    assert rate(table(["10", "01"])).deff == 1.0
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 9), (8, 3), (11, 5), (6, 1), (1, 7)])
 @pytest.mark.parametrize("seed", range(3))
 def test_rate_has_the_variance_of_double_loops(shape: tuple[int, int], seed: int) -> None:
     sample = random_cells(seed, *shape)
-    result = stats.rate(sample)
+    result = rate(sample)
     assert result.rate is not None
     assert result.deff is not None
     assert 0 < result.rate < 1, "no variance to compare: take another seed"
@@ -350,7 +358,7 @@ def test_rate_has_the_variance_of_double_loops(shape: tuple[int, int], seed: int
 def test_rate_of_independent_answers_is_plain_wilson(n: int, data: st.DataObject, level: float) -> None:
     count = data.draw(st.integers(0, n))
     # Everyone sees one image, which nobody else sees, so the only deff is the factor n / (n - 1) of V.
-    result = stats.rate([Cell(i, i, int(i < count), 1) for i in range(n)], level)
+    result = rate([Cell(i, i, int(i < count), 1) for i in range(n)], level)
     deff = n / (n - 1) if 0 < count < n else 1.0
     assert result.deff == pytest.approx(deff, rel=1e-12)
     low, high = proportion_confint(count / deff, n / deff, alpha=1 - level, method="wilson")
@@ -359,7 +367,7 @@ def test_rate_of_independent_answers_is_plain_wilson(n: int, data: st.DataObject
 
 
 def test_rate_of_zero_and_one_is_plain_wilson() -> None:
-    zero, one = stats.rate(table(["000", "000"])), stats.rate(table(["111", "111"]))
+    zero, one = rate(table(["000", "000"])), rate(table(["111", "111"]))
     assert (zero.rate, zero.deff, zero.low, zero.reason) == (0.0, 1.0, 0.0, None)
     assert (one.rate, one.deff, one.high, one.reason) == (1.0, 1.0, 1.0, None)
     # z^2 / (n + z^2) with z^2 = 3.84146 and n = 6.
@@ -369,21 +377,21 @@ def test_rate_of_zero_and_one_is_plain_wilson() -> None:
 
 @pytest.mark.parametrize("sample", [[], [Cell(1, 1, 0, 0)]])
 def test_rate_without_answers(sample: list[Cell]) -> None:
-    assert stats.rate(sample) == Rate(0, 0, None, None, None, None, "There are no answers.")
+    assert rate(sample) == Rate(0, 0, None, None, None, None, "There are no answers.")
 
 
 def test_rate_of_one_participant_or_one_image_says_what_it_leaves_out() -> None:
     # Residuals 1, -1, 0: the other direction gives 3/2 (1 + 1) / 36 = 1/12, binomial 1/24.
     counts = (2, 0, 1)
-    participant = stats.rate([Cell(7, image, k, 2) for image, k in enumerate(counts)])
+    participant = rate([Cell(7, image, k, 2) for image, k in enumerate(counts)])
     assert participant.deff == pytest.approx(2.0, rel=1e-14)
     assert (
         participant.reason == "The interval leaves out differences between participants: there is only one."
     )
-    image = stats.rate([Cell(who, 7, k, 2) for who, k in enumerate(counts)])
+    image = rate([Cell(who, 7, k, 2) for who, k in enumerate(counts)])
     assert image.deff == pytest.approx(2.0, rel=1e-14)
     assert image.reason == "The interval leaves out differences between source images: there is only one."
-    both = stats.rate([Cell(7, 7, 3, 6)])
+    both = rate([Cell(7, 7, 3, 6)])
     assert (both.deff, both.rate) == (1.0, 0.5)
     assert "participants and between source images" in str(both.reason)
 
@@ -391,7 +399,7 @@ def test_rate_of_one_participant_or_one_image_says_what_it_leaves_out() -> None:
 @many_examples
 @given(cells, st.randoms(use_true_random=False), st.sampled_from([0.5, 0.95, 1 - 1e-16]))
 def test_rate_properties(sample: list[Cell], random: Random, level: float) -> None:
-    result = stats.rate(sample, level)
+    result = rate(sample, level)
     assert (result.count, result.n) == (sum(c.count for c in sample), sum(c.n for c in sample))
     if result.n == 0:
         assert result.rate is None
@@ -404,14 +412,14 @@ def test_rate_properties(sample: list[Cell], random: Random, level: float) -> No
     assert 0 <= result.low <= result.rate <= result.high <= 1
     assert result.high > result.low
     assert 1 <= result.deff < math.inf
-    assert stats.rate(random.sample(sample, len(sample)), level) == result
+    assert rate(random.sample(sample, len(sample)), level) == result
     renamed = [Cell(-5 * c.participant, (c.image * 3 + 2) % 4 + 10**12, c.count, c.n) for c in sample]
-    assert stats.rate(renamed, level) == result
+    assert rate(renamed, level) == result
     single_answers = [Cell(c.participant, c.image, int(k < c.count), 1) for c in sample for k in range(c.n)]
-    assert stats.rate(single_answers, level) == result
-    transposed = stats.rate([Cell(c.image, c.participant, c.count, c.n) for c in sample], level)
+    assert rate(single_answers, level) == result
+    transposed = rate([Cell(c.image, c.participant, c.count, c.n) for c in sample], level)
     assert transposed.deff == pytest.approx(result.deff, rel=1e-12)
-    failures = stats.rate([Cell(c.participant, c.image, c.n - c.count, c.n) for c in sample], level)
+    failures = rate([Cell(c.participant, c.image, c.n - c.count, c.n) for c in sample], level)
     assert failures.low == pytest.approx(1 - result.high, abs=1e-12)
     assert failures.high == pytest.approx(1 - result.low, abs=1e-12)
     assert failures.deff == pytest.approx(result.deff, rel=1e-12)
@@ -420,12 +428,12 @@ def test_rate_properties(sample: list[Cell], random: Random, level: float) -> No
 def test_bad_arguments_raise() -> None:
     for bad in (Cell(1, 1, 3, 2), Cell(1, 1, -1, 2)):
         with pytest.raises(ValueError, match="count must lie between 0 and its n"):
-            stats.rate([bad])
+            rate([bad])
         with pytest.raises(ValueError, match="count must lie between 0 and its n"):
-            stats.new_images_test([Cell(1, 1, 1, 2)], [bad])
+            new_images_test([Cell(1, 1, 1, 2)], [bad])
     for level in (0.0, 1.0, -0.1, math.nan):
         with pytest.raises(ValueError, match="confidence level"):
-            stats.rate([], level)
+            rate([], level)
         with pytest.raises(ValueError, match="confidence level"):
             stats.mean_difference([], level)
     with pytest.raises(ValueError, match="count must lie"):
@@ -441,7 +449,7 @@ def test_new_images_by_hand() -> None:
     # a: 3/4, b: 1/4. Influences of the cells: (1, 1, 1, -3) / 16 from a, the same from b, (1, 1, 1, -3) / 8 in
     # all. Participants: +-1/4, so 2 (1/16 + 1/16) = 1/4; images the same; cells 4/3 * 12/64 = 1/4.
     # V = 1/4, t = (1/2) / (1/2) = 1 with one degree of freedom, the Cauchy distribution: p = 1/2.
-    result = stats.new_images_test(table(["11", "10"]), table(["00", "01"]))
+    result = new_images_test(table(["11", "10"]), table(["00", "01"]))
     assert (result.difference, result.df, result.reason) == (0.5, 1, None)
     assert result.se == pytest.approx(0.5, rel=1e-14)
     assert result.p == pytest.approx(0.5, rel=1e-12)
@@ -451,7 +459,7 @@ def test_new_images_by_hand() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_new_images_has_the_variance_of_double_loops(participants: int, images: int, seed: int) -> None:
     a, b = random_cells(seed, participants, images), random_cells(seed + 100, participants, images, 0.5)
-    result = stats.new_images_test(a, b)
+    result = new_images_test(a, b)
     variance = two_way(influences(a) + influences(b, -1))
     assert result.se == pytest.approx(math.sqrt(variance), rel=1e-10)
     p_a, p_b = (sum(c.count for c in s) / sum(c.n for c in s) for s in (a, b))
@@ -497,13 +505,13 @@ def test_two_way_variance_is_that_of_statsmodels(seed: int) -> None:
     )
     ones = np.ones((len(answers), 1))
     difference, variance = of_statsmodels(answers[:, :3], np.hstack([ones, answers[:, 3:]]))
-    result = stats.new_images_test(a, b)
+    result = new_images_test(a, b)
     assert result.difference == pytest.approx(difference, abs=1e-12)
     assert result.se == pytest.approx(math.sqrt(variance), rel=1e-9)
 
     of_a = answers[:, 3] == 1
     mean, variance = of_statsmodels(answers[of_a, :3], ones[of_a])
-    alone = stats.rate(a)
+    alone = rate(a)
     assert alone.rate == pytest.approx(mean, abs=1e-12)
     assert alone.deff == pytest.approx(max(1.0, variance * alone.n / (mean * (1 - mean))), rel=1e-9)
 
@@ -511,7 +519,7 @@ def test_two_way_variance_is_that_of_statsmodels(seed: int) -> None:
 @many_examples
 @given(cells, cells, st.randoms(use_true_random=False))
 def test_new_images_properties(a: list[Cell], b: list[Cell], random: Random) -> None:
-    result = stats.new_images_test(a, b)
+    result = new_images_test(a, b)
     assert (result.p is None) == (result.se is None) == (result.reason is not None)
     if not sum(c.n for c in a) or not sum(c.n for c in b):
         assert result == NewImages(None, None, None, None, "There are no answers for one of the two.")
@@ -525,28 +533,28 @@ def test_new_images_properties(a: list[Cell], b: list[Cell], random: Random) -> 
         assert result.df is not None
         assert result.df >= 1
         assert (result.p == 1) == (result.difference == 0)
-    swapped = stats.new_images_test(b, a)
+    swapped = new_images_test(b, a)
     assert (swapped.p, swapped.se, swapped.df) == (result.p, result.se, result.df)
     assert swapped.difference == -result.difference
     shuffled = (random.sample(s, len(s)) for s in (a, b))
-    assert stats.new_images_test(*shuffled) == result
+    assert new_images_test(*shuffled) == result
     renamed = (
         [Cell(9 - 2 * c.participant, (c.image * 3 + 2) % 4 - 10**9, c.count, c.n) for c in s] for s in (a, b)
     )
-    assert stats.new_images_test(*renamed) == result
+    assert new_images_test(*renamed) == result
 
 
 def test_new_images_states_why_there_is_no_p() -> None:
-    no_spread = stats.new_images_test(table(["11", "11"]), table(["00", "00"]))
+    no_spread = new_images_test(table(["11", "11"]), table(["00", "00"]))
     assert (no_spread.p, no_spread.se, no_spread.difference, no_spread.df) == (None, None, 1.0, 1)
     assert "no spread" in str(no_spread.reason)
     # Each participant and each image has 1/3 against 2/3: what cancels must give zero, not rounding noise.
-    balanced = stats.new_images_test(table(["100", "010", "001"]), table(["011", "101", "110"]))
+    balanced = new_images_test(table(["100", "010", "001"]), table(["011", "101", "110"]))
     assert (balanced.p, balanced.se) == (None, None)
-    alone = stats.new_images_test(table(["10"]), table(["01"]))
+    alone = new_images_test(table(["10"]), table(["01"]))
     assert (alone.p, alone.df) == (None, 0)
     assert "One participant" in str(alone.reason)
-    one_image = stats.new_images_test(table(["1", "0"]), table(["0", "0"]))
+    one_image = new_images_test(table(["1", "0"]), table(["0", "0"]))
     assert (one_image.p, one_image.df) == (None, 0)
     assert "One source image" in str(one_image.reason)
 
@@ -644,8 +652,8 @@ def test_large_studies_have_results() -> None:
     assert flip.p == pytest.approx(2 * normal, rel=0.02), "the normal approximation holds at this size"
     answers = rng.integers(0, 2, size=300_000).tolist()
     many = [Cell(i % 10_000, i // 10_000, y, 1) for i, y in enumerate(answers)]
-    rate = stats.rate(many)
-    assert rate.low is not None
-    assert rate.high is not None
-    assert 0.48 < rate.low < 0.5 < rate.high < 0.52
-    assert stats.new_images_test(many[::2], many[1::2]).p is not None
+    of_many = rate(many)
+    assert of_many.low is not None
+    assert of_many.high is not None
+    assert 0.48 < of_many.low < 0.5 < of_many.high < 0.52
+    assert new_images_test(many[::2], many[1::2]).p is not None
