@@ -1,4 +1,4 @@
-"""`python -m app`: serve, import-pack, simulate, export."""
+"""`python -m app`: serve, import-pack, simulate, power, export."""
 
 import argparse
 import json
@@ -14,12 +14,12 @@ import uvicorn
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import auth, results, settings
+from app import auth, power, progress, results, settings
 from app import definition as definitions
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
 from app.db import Database
-from app.definition import DefinitionError
-from app.export import responses_csv, results_json
+from app.definition import Definition, DefinitionError, Primary
+from app.export import responses_csv
 from app.packs import import_pack
 from app.settings import Settings, SettingsError
 from app.simulate import SimulationError, simulate
@@ -93,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
             help="default: the paper's MNIST rates, " + " ".join(f"{k}={v}" for k, v in default.items()),
         )
     play.set_defaults(run=_simulate)
+
+    plan = commands.add_parser("power", help="how many participants a study needs, by simulating it")
+    power.add_arguments(plan, _model_rate)
+    plan.set_defaults(run=_power)
 
     export = commands.add_parser(
         "export", help="write a study's results.json and responses.csv into a folder"
@@ -215,6 +219,22 @@ def _simulate(args: argparse.Namespace) -> int:
     return 0
 
 
+def _power(args: argparse.Namespace) -> int:
+    config = settings.load()
+    if args.pack:
+        packs = [pack_format.read(args.pack)]
+        primary = Primary(pack=packs[0].name)
+    else:
+        definition = Definition.model_validate(definitions.read(config.studies / f"{args.study}.toml"))
+        found = [pack_format.read(path.parent) for path in sorted(config.stimuli.glob("*/manifest.json"))]
+        packs = [pack for pack in found if pack.name in definition.packs]
+        if missing := set(definition.packs) - {pack.name for pack in packs}:
+            raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}")
+        primary = definition.primary
+    print(power.run(args, packs, primary))
+    return 0
+
+
 def _known(rates: dict[str, float], pack: Pack) -> dict[str, float]:
     return {model: rate for model, rate in rates.items() if model in pack.models}
 
@@ -228,9 +248,9 @@ def _export(args: argparse.Namespace) -> int:
             study = definitions.active(session, args.study)
             if study is None:
                 raise ValueError(f"there is no study {args.study!r} in this database")
-            found = results.compute(session, study, args.data or results.default_data(session, study))
+            found = results.compute(session, study, args.data or progress.default_data(session, study))
             args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "results.json").write_text(json.dumps(results_json(found), indent=1) + "\n")
+            (args.out / "results.json").write_text(json.dumps(results.results_json(found), indent=1) + "\n")
             excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
             with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
                 file.writelines(responses_csv(session, study, found.data, excluded))

@@ -1,4 +1,6 @@
-"""A population of participants and images that answers by chance: what power, calibration and rehearsal stand on.
+"""A population of participants and images that answers by chance, and studies drawn from it.
+
+What power, calibration and rehearsal stand on.
 
 On the logit scale an answer's chance of the outcome is the model's base rate plus six independent normal effects:
 of the participant, of the participant's preference for the model, of the source image, of the source image under
@@ -7,15 +9,21 @@ given as what people see: the average over new participants and new images (`int
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import expit, logit
+from tqdm import tqdm
+
+from app.assignment import Candidate, assign
+from ml.pack import Pack
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 MOST = 10.0  # a standard deviation of effects, in logits: beyond, nearly all answers are certain
 
@@ -105,3 +113,90 @@ def draw_images(
 def chances(base: Floats, people: Floats, images: Floats) -> Floats:
     """Chance of the outcome from a base logit and the two effects, which broadcast; base -inf gives 0, inf 1."""
     return np.asarray(expit(base + people + images))
+
+
+@dataclass(frozen=True)
+class Design:
+    """Who sees which (source image, target) pair of one pack, under two models.
+
+    `pair`, of shape (designs, participants, labels, 2), indexes `source` and `weight`, or is -1 where the cell
+    shows another pack's image; the last axis is the two models. `source`, of shape (pairs,), numbers the source
+    images from 0, and `weight` is each pair's share of what is shown in the long run.
+    """
+
+    pair: Ints
+    source: Ints
+    weight: Floats
+
+
+def candidates(packs: Sequence[Pack]) -> list[Candidate]:
+    """Every stimulus of the packs, as the assignment takes them."""
+    stimuli = [(pack.name, s) for pack in packs for s in pack.stimuli]
+    return [
+        Candidate(i, pack, s.model, s.source_index, s.source_label, s.target_label)
+        for i, (pack, s) in enumerate(stimuli)
+    ]
+
+
+def design(
+    candidates: Sequence[Candidate],
+    pack: str,
+    models: tuple[str, str],
+    participants: int,
+    designs: int,
+    seed: int,
+    progress: bool = False,
+) -> Design:
+    """As many complete assignments of as many participants, one after the other, as a study makes them.
+
+    The first participants of an assignment are those of a smaller study. Raises ValueError where the pack lacks a
+    model, and where the candidates do not suffice.
+    """
+    of_pack = [c for c in candidates if c.pack == pack and c.model in models]
+    if missing := [m for m in models if not any(c.model == m for c in of_pack)]:
+        has = ", ".join(sorted({c.model for c in candidates if c.pack == pack}))
+        raise ValueError(f"the pack {pack} has no model {missing[0]!r}; it has {has}")
+    by_id = {c.id: c for c in of_pack}
+    labels = sorted({c.source_label for c in candidates})
+    label_of = {(c.source_index, c.target_label): c.source_label for c in of_pack}
+    index = {pair: i for i, pair in enumerate(sorted(label_of))}
+    pair = np.full((designs, participants, len(labels), 2), -1, np.int64)
+    with tqdm(total=designs * participants, desc="assigning", disable=not progress, leave=False) as bar:
+        for d in range(designs):
+            shown: dict[int, int] = {}
+            for p in range(participants):
+                for stimulus in assign(seed * 1000 + d, p + 1, candidates, shown, (), 0, ()).labelling:
+                    shown[stimulus] = shown.get(stimulus, 0) + 1
+                    if (c := by_id.get(stimulus)) is not None:
+                        slot = labels.index(c.source_label), models.index(c.model)
+                        pair[d, p, *slot] = index[c.source_index, c.target_label]
+                bar.update()
+    in_label = {label: list(label_of.values()).count(label) for label in labels}
+    return Design(
+        pair,
+        np.unique([source for source, _ in index], return_inverse=True)[1].astype(np.int64),
+        np.array([1 / in_label[label_of[p]] for p in index]) / len(set(label_of.values())),
+    )
+
+
+def draw_answers(
+    rng: np.random.Generator,
+    design: Design,
+    which: Ints,
+    base: Floats,
+    spread: Spread,
+    images: Floats | None = None,
+) -> Bools:
+    """Outcomes of simulated studies, shape (replicates, participants, labels, 2); False where not shown.
+
+    `which`, of shape (replicates,), says which of the designs each follows. `base` are the models' logits, which
+    broadcast to (replicates, 1, 1, 2); `images` replaces freshly drawn effects (replicates, pairs, 2).
+    """
+    pair = design.pair[which]
+    replicates, participants = pair.shape[:2]
+    if images is None:
+        images = draw_images(rng, replicates, design.source, 2, spread)
+    people = draw_participants(rng, replicates, participants, 2, spread)
+    effects = images[np.arange(replicates)[:, None, None, None], pair, np.arange(2)]
+    chance = chances(base, people[:, :, None, :], effects)
+    return np.asarray((rng.random(chance.shape) < chance) & (pair >= 0))
