@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyPack
 from app.recruiters import FILLERS, PLACEHOLDER
+from app.sequential import boundaries
 
 Question = Literal["label", "runner_up", "plausibility"]
 Language = Literal["en", "zh"]
@@ -21,6 +23,8 @@ Outcome = Literal["human_fooled", "mistake_reasonable", "mistake_reasonable_dire
 
 NEEDS: dict[str, Question] = {"target_second": "runner_up", "mistake_reasonable_direct": "plausibility"}
 """The outcomes that exist only where a question beyond the first label is asked."""
+
+ALPHA = 0.05  # of the primary comparison, over all its looks
 
 # Part of every version: raise it when the wording of a question in templates/ changes, as the answers before and
 # after are then answers to different questions.
@@ -50,6 +54,21 @@ class Exclusions(_Strict):
     min_median_label_rt_ms: float | None = Field(default=None, gt=0)  # answers faster than reading
     max_same_label_share: float | None = Field(default=None, gt=0, le=1)  # one key for everything
     min_controls_right: int | None = Field(default=None, ge=1)  # control images read as what they are
+
+
+class Looks(_Strict):
+    """Interim looks at the primary comparison, each when so many participants are complete and included."""
+
+    at: list[int] = Field(
+        min_length=1, max_length=10
+    )  # the target itself is the last look, and not named here
+
+    @field_validator("at")
+    @classmethod
+    def _rising(cls, at: list[int]) -> list[int]:
+        if at[0] < 2 or any(b <= a for a, b in pairwise(at)):
+            raise ValueError("looks must rise strictly, from 2 participants or more")
+        return at
 
 
 class Recruitment(_Strict):
@@ -111,6 +130,7 @@ class Definition(_Strict):
     comments: bool = True
     target_participants: int = Field(ge=2)
     primary: Primary
+    looks: Looks | None = None  # without it there is one look, at the target
     exclusions: Exclusions = Exclusions()
     completion: Completion = Completion()
     recruitment: Recruitment = Recruitment()
@@ -136,9 +156,35 @@ class Definition(_Strict):
             raise ValueError("rotate_questions needs the question 'runner_up'")
         if (self.exclusions.min_controls_right or 0) > self.controls:
             raise ValueError(f"exclusions.min_controls_right is more than the {self.controls} controls")
+        if self.looks is not None:
+            self._check_looks(self.looks.at)
         if self.language in self.translations:
             raise ValueError(f"translations.{self.language} repeats the language of [texts]")
         return self
+
+    def _check_looks(self, at: list[int]) -> None:
+        if at[-1] >= self.target_participants:
+            raise ValueError(
+                f"looks.at {at[-1]} is not below target_participants {self.target_participants}, the last look"
+            )
+        for size, boundary in zip(at, self.look_boundaries, strict=False):
+            # The smallest p that the exact sign-flip test can give: all differences have one sign.
+            smallest = 2.0 ** (1 - size)
+            if smallest > boundary:
+                raise ValueError(
+                    f"looks.at {size} can never cross its boundary: {size} participants give a p of {smallest:.2g} "
+                    f"at the least, and p must be {boundary:.2g} or less there; look later"
+                )
+
+    @property
+    def look_sizes(self) -> list[int]:
+        """Complete, included participants at each look at the primary comparison; the last is the target."""
+        return [*(self.looks.at if self.looks else ()), self.target_participants]
+
+    @property
+    def look_boundaries(self) -> list[float]:
+        """The nominal two-sided p of each of `look_sizes`, where p <= boundary crosses; [ALPHA] without looks."""
+        return boundaries([size / self.target_participants for size in self.look_sizes], ALPHA)
 
     @property
     def languages(self) -> list[str]:

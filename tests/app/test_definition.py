@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from sqlalchemy import delete, func, select
 from app import definition as definitions
 from app.cli import prepare
 from app.db import Database
-from app.definition import DefinitionError
+from app.definition import Definition, DefinitionError
 from app.main import create_app
 from app.models import CleanImage, Image, Pack, Stimulus, Study, StudyPack
 from app.packs import import_pack
+from app.sequential import boundaries
 from app.settings import ROOT, Settings
+from app.stats import sign_flip
 from ml import pack as pack_format
 from tests.app.conftest import PREPARED_AT, SECRET, STUDY, begin
 from tests.packs import make_pack
@@ -35,6 +38,12 @@ def database(tmp_path: Path, prepared: Path) -> Iterator[Database]:
         session.commit()
     yield database
     database.close()
+
+
+def look_at(study: str, at: str, target: int = 20) -> str:
+    """That study with looks."""
+    target_participants = f"target_participants = {target}"
+    return study.replace("target_participants = 3", target_participants) + f"[looks]\nat = {at}"
 
 
 def freeze(database: Database, path: Path, now: datetime = NOON) -> str:
@@ -100,6 +109,19 @@ def test_the_bundled_studies_run_on_the_bundled_packs(tmp_path: Path) -> None:
             ),
             "rotate_questions needs the question 'runner_up'",
         ),
+        (lambda t: t + "[looks]\nat = []", "looks.at"),
+        (lambda t: t + "[looks]\nat = [1, 2]", "rise strictly, from 2 participants"),
+        (lambda t: look_at(t, "[12, 12]"), "rise strictly"),
+        (lambda t: look_at(t, "[14, 12]"), "rise strictly"),
+        (lambda t: look_at(t, "[12, 20]"), "looks.at 20 is not below target_participants 20"),
+        (lambda t: look_at(t, "[12.5]"), "looks.at"),
+        (lambda t: look_at(t, str([*range(30, 41)]), 100), "looks.at"),
+        (
+            lambda t: look_at(t, "[7, 14]"),
+            "looks.at 7 can never cross its boundary: 7 participants give a p of 0.016 at the least, "
+            "and p must be 0.00068 or less there; look later",
+        ),
+        (lambda t: look_at(t, "[2]", 300_000), "information fractions must rise"),
         (lambda t: t + '[completion]\nredirect_url = "https://{id}.example/"', "redirect_url"),
         (lambda t: t + '[completion]\nredirect_url = "https://a.example/?x={token}"', "names {token}"),
         (lambda t: t + '[recruitment]\nreturning = "maybe"', "recruitment.returning"),
@@ -118,6 +140,34 @@ def test_a_bad_file_is_refused_in_one_line(
     assert "\n" not in str(caught.value).replace("\n[", "")
     with database.read() as session:
         assert session.scalar(select(func.count()).select_from(Study)) == 0
+
+
+def test_looks_are_declared_with_their_boundaries(tmp_path: Path) -> None:
+    path = tmp_path / "test.toml"
+    path.write_text(look_at(STUDY, "[10, 15]"))
+    definition = Definition.model_validate(definitions.read(path))
+    assert definition.look_sizes == [10, 15, 20]
+    assert definition.look_boundaries == boundaries([0.5, 0.75, 1])
+    guide = (ROOT / "docs" / "study-file.md").read_text(encoding="utf-8")
+    first, second, last = definition.look_boundaries
+    assert f"(here {first:.4f}, {second:.4f} and {last:.4f})" in guide, "the guide's example, half as large"
+    path.write_text(STUDY)
+    definition = Definition.model_validate(definitions.read(path))
+    assert (definition.look_sizes, definition.look_boundaries) == ([3], [0.05])
+
+
+def test_the_earliest_look_is_the_first_whose_boundary_can_be_crossed(tmp_path: Path) -> None:
+    """At the smallest p that the exact test gives to so many participants, all of them on one side."""
+    path = tmp_path / "test.toml"
+    for size in range(2, 20):
+        path.write_text(look_at(STUDY, f"[{size}]"))
+        smallest = sign_flip([Fraction(1, 10)] * size)
+        assert smallest is not None
+        if smallest.p <= boundaries([size / 20, 1])[0]:
+            assert definitions.read(path)["looks"] == {"at": [size]}
+        else:
+            with pytest.raises(DefinitionError, match=f"{size} can never cross"):
+                definitions.read(path)
 
 
 def test_the_file_name_is_the_url(tmp_path: Path, database: Database) -> None:
