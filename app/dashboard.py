@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 from app import auth, printed, progress, results
 from app import definition as definitions
 from app.definition import Definition
-from app.export import responses_csv, results_json
+from app.export import responses_csv
 from app.figures import rates_figure
 from app.models import Participant, Study, Unmasking
+from app.observations import Data
+from app.outcomes import OUTCOMES
 from app.participation import Refusal
-from app.progress import Data
 from app.results import PackResults, Results
 from app.web import Db, now, render
 
@@ -27,26 +28,6 @@ FIGURE_OUTCOMES = {
     "human_fooled": "Human fooled",
     "mistake_reasonable": "Mistake reasonable",
     "mistake_reasonable_direct": "Judged reasonable when asked",
-}
-# Key of the rate -> name and what is counted.
-OUTCOMES = {
-    "human_fooled": ("human fooled", "the first label is the network’s answer"),
-    "mistake_reasonable": (
-        "mistake reasonable",
-        "the network’s answer is the first or second label, or no label is plausible",
-    ),
-    "mistake_reasonable_direct": (
-        "judged reasonable when asked",
-        "yes to the network’s answer, of the images judged so far",
-    ),
-    "target_first": ("target named first", "the same as human fooled"),
-    "target_second": ("target named second", "the second label is the network’s answer"),
-    "none_plausible": ("none plausible", "no label is plausible"),
-    "kept_source": ("source label kept", "the first label is the original image’s"),
-    "placebo_reasonable": (
-        "placebo (chance level)",
-        "mistake reasonable, scored against a random label that is neither the network’s answer nor the original",
-    ),
 }
 # The primary comparison as a sentence: "<whose> A <did> ... than <others'> B".
 FINDINGS = {
@@ -132,7 +113,7 @@ def overview(request: Request, db: Db) -> Response:
 def as_json(selected: Selected, db: Db) -> Response:
     with db.read() as session:
         found = _results(session, selected)
-    return JSONResponse(results_json(found), headers={"Cache-Control": "no-store"})
+    return JSONResponse(results.results_json(found), headers={"Cache-Control": "no-store"})
 
 
 @researcher.get("/results/{slug}", response_class=HTMLResponse, include_in_schema=False)
@@ -162,7 +143,7 @@ def dashboard(request: Request, selected: Selected, db: Db) -> Response:
         figures=figures,
         notes={name: _notes(pack) for name, pack in found.packs.items()},
         printed=printed,
-        outcomes=OUTCOMES,
+        outcomes={name: (o.title, o.meaning) for name, o in OUTCOMES.items()},
         findings=FINDINGS,
         not_asked=_not_asked(found.definition),
     )
@@ -176,7 +157,8 @@ def as_csv(selected: Selected, db: Db) -> Response:
     def lines() -> Iterator[str]:
         # One reading session, so that the rows and who is excluded are of the same instant.
         with db.read() as session:
-            people = progress.monitor(session, study, definitions.of(study), data)
+            here, _ = _selected(session, selected)
+            people = progress.monitor(session, here, definitions.of(here), data)
             yield from responses_csv(session, study, data, people.excluded_pseudonyms)
 
     name = f"{study.slug}-{study.version}-{data}.csv"

@@ -1,17 +1,25 @@
-"""A study's answers as CSV, one row a trial, and its results as JSON."""
+"""A study's answers as CSV, one row a trial."""
 
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.models import CleanImage, Judgment, Pack, Participant, Response, Stimulus, Study, Trial
-from app.progress import Data, taking_part
-from app.results import Comparison, Results, outcome_columns
-from app.stats import Rate
+from app.models import (
+    NONE_PLAUSIBLE,
+    CleanImage,
+    Judgment,
+    Pack,
+    Participant,
+    Response,
+    Stimulus,
+    Study,
+    Trial,
+)
+from app.observations import Data
+from app.progress import taking_part
 
 CSV_COLUMNS = (
     "participant",
@@ -42,7 +50,6 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
 
     `excluded` holds the pseudonyms whose answers the study file's rules leave out.
     """
-    outcomes = outcome_columns()
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(CSV_COLUMNS)
@@ -59,8 +66,6 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
             Response.label,
             Response.runner_up,
             Judgment.plausible,
-            outcomes["human_fooled"].label("fooled"),
-            outcomes["mistake_reasonable"].label("reasonable"),
             Response.rt_ms.label("label_rt_ms"),
             Judgment.rt_ms.label("plausibility_rt_ms"),
             Response.answered_at,
@@ -78,6 +83,7 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
     )
     for i, row in enumerate(rows, start=1):
         main = row.kind == "main"
+        fooled = row.label == row.target_label
         writer.writerow(
             [
                 row.pseudonym,
@@ -93,8 +99,10 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
                 row.label,
                 row.runner_up or "",
                 _flag(row.plausible),
-                _flag(row.fooled) if main else "",
-                _flag(row.reasonable) if main else "",
+                _flag(fooled) if main else "",
+                _flag(fooled or row.target_label == row.runner_up or row.label == NONE_PLAUSIBLE)
+                if main
+                else "",
                 _number(row.label_rt_ms),
                 _number(row.plausibility_rt_ms),
                 row.answered_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
@@ -106,46 +114,6 @@ def responses_csv(session: Session, study: Study, data: Data, excluded: frozense
             buffer.seek(0)
             buffer.truncate()
     yield buffer.getvalue()
-
-
-def results_json(results: Results) -> dict[str, Any]:
-    """The results of DESIGN's contract; rates and p-values in full precision, null where there is none."""
-    return {
-        "study": results.study.slug,
-        "version": results.study.version,
-        "data": results.data,
-        "masked": results.masked,
-        "unmasked": {"at": results.unmasking.at.isoformat(), "n": results.unmasking.n}
-        if results.unmasking
-        else None,
-        "target_participants": results.definition.target_participants,
-        "participants": {
-            "started": results.started,
-            "finished": results.finished,
-            "excluded": results.excluded,
-            "withdrawn": results.withdrawn,
-            "included": results.included,
-        },
-        "responses": results.responses,
-        "packs": {
-            name: {
-                "models": {
-                    model: {outcome: _rate(rate) for outcome, rate in rates.items()}
-                    for model, rates in pack.models.items()
-                },
-                "comparisons": [_comparison(c) for c in pack.comparisons],
-            }
-            for name, pack in results.packs.items()
-        },
-    }
-
-
-def _rate(rate: Rate) -> dict[str, Any]:
-    return {"count": rate.count, "n": rate.n, "rate": rate.rate, "low": rate.low, "high": rate.high}
-
-
-def _comparison(comparison: Comparison) -> dict[str, Any]:
-    return vars(comparison).copy()
 
 
 def _flag(value: bool | None) -> str:

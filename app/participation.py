@@ -163,7 +163,8 @@ def view(session: Session, token: str, lock: bool = False) -> SessionView:
 
 def _state(participant: Participant, trials: list[TrialView]) -> State:
     return state_of(
-        participant,
+        participant.withdrawn_at is not None,
+        participant.finished_at is not None,
         to_label=len(trials),
         labelled=sum(t.labelled for t in trials),
         to_judge=sum(t.judging_order is not None for t in trials),
@@ -186,11 +187,13 @@ def _trial_view(row: Row[*tuple[Any, ...]], labelling_over: bool) -> TrialView:
     )
 
 
-def state_of(participant: Participant, to_label: int, labelled: int, to_judge: int, judged: int) -> State:
+def state_of(
+    withdrawn: bool, finished: bool, to_label: int, labelled: int, to_judge: int, judged: int
+) -> State:
     """Where a participant is, from the counts of their trials; for their own pages and the researcher's monitor."""
-    if participant.withdrawn_at:
+    if withdrawn:
         return "withdrawn"
-    if participant.finished_at:
+    if finished:
         return "finished"
     if labelled < to_label:
         return "labelling"

@@ -1,43 +1,28 @@
-"""What a study shows: counts from SQL, statistics from `stats`, one typed result for page, JSON and export."""
+"""What a study shows: answers as columns, statistics from `stats`, one typed result for page, JSON and export."""
 
-from collections.abc import Set
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, case, cast, func, or_, select
+import numpy as np
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
-from app import stats
+from app import observations, progress, stats
 from app.definition import Definition
-from app.models import (
-    NONE_PLAUSIBLE,
-    Comment,
-    Judgment,
-    Participant,
-    Response,
-    Stimulus,
-    Study,
-    Trial,
-    Unmasking,
-)
-from app.progress import Data, Progress, default_data, monitor, taking_part
+from app.models import Comment, Participant, Study, Unmasking
+from app.observations import Data, Memory, ScoredAnswers
+from app.outcomes import COMPARED, OUTCOMES, PLACEBOS, Mask
+from app.progress import Monitor, Summary, monitor, taking_part
+from app.stats import Rate, Sample
+from app.views import Views, views
 from ml.pack import study_order
 
-__all__ = ["Data", "Results", "compute", "default_data"]
-
-OUTCOMES = (
-    "human_fooled",
-    "mistake_reasonable",
-    "mistake_reasonable_direct",
-    "target_first",
-    "target_second",
-    "none_plausible",
-    "kept_source",
-    "placebo_reasonable",
-)
-COMPARED = ("human_fooled", "mistake_reasonable", "mistake_reasonable_direct")
+NUMBERS = (*OUTCOMES, *PLACEBOS)
+"""Every rate of a model, in the order of the JSON."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +41,44 @@ class Comparison:
     p_mid: float | None
     p_holm: float | None  # null for the primary comparison, which stands outside the correction
     p_new_images: float | None
-    p_naive: float | None
+    p_naive: float | None  # Fisher's
+    p_naive_z: float | None
     p_exact: bool  # False: more participants than the exact test can count, so p and p_mid are upper bounds
     reason: str | None  # why there is no interval
     reason_new_images: str | None  # why there is no p_new_images
 
 
 @dataclass(frozen=True)
+class Look:
+    """A look at the primary comparison, declared in the study file: over the first `n` complete and included.
+
+    `found` is None until so many are there; its p is to be held against `boundary` alone.
+    """
+
+    n: int
+    boundary: float
+    found: Comparison | None
+
+    @property
+    def crossed(self) -> bool:
+        return self.found is not None and self.found.p is not None and self.found.p <= self.boundary
+
+
+@dataclass(frozen=True)
 class PackResults:
-    models: dict[str, dict[str, stats.Rate]]  # model -> outcome -> rate
+    """One pack's numbers. `comparisons` is empty and `views` is None as long as the study is masked."""
+
+    models: dict[str, dict[str, Rate]]  # model -> NUMBERS -> rate
+    together: dict[str, Rate]  # all models: what may be seen before the end
     comparisons: list[Comparison]
+    views: Views | None
 
 
 @dataclass(frozen=True)
 class CommentView:
     pseudonym: str
     text: str
-    grids: list[str]  # "A: mnist-jsma/distilled", in the order that this participant saw
+    grids: list[str]  # "A: mnist-jsma/distilled", in the order that this participant saw; empty while masked
 
 
 @dataclass(frozen=True)
@@ -87,32 +93,35 @@ class Results:
     responses: int
     included: int  # finished and not excluded
     masked: bool
-    unmasking: Unmasking | None
+    unmasking: Unmasking | None  # before the target N
+    looks: list[Look]  # empty where the study file declares none
     packs: dict[str, PackResults]
-    progress: list[Progress]
+    progress: list[progress.Progress]
+    summary: Summary
     comments: list[CommentView]
+    version: tuple[object, ...]  # changes whenever the data do
 
 
-def compute(session: Session, study: Study, data: Data) -> Results:
-    """All that the dashboard, the JSON and the export say about one version of a study."""
+def compute(
+    session: Session, study: Study, data: Data, memory: Memory | None = None, now: datetime | None = None
+) -> Results:
+    """All that the dashboard, the JSON, the report and the export say about one version of a study at `now`.
+
+    With a `memory` only what has changed since the last time is read and worked out anew.
+    """
+    memory = memory or Memory()
     definition = definitions.of(study)
-    people = monitor(session, study, definition, data)
-    included = len(people.complete)
-    unmasking = session.get(Unmasking, (study.id, data == "simulated"))
-    masked = included < definition.target_participants and unmasking is None
-    cells = _cells(session, study, data, people.excluded)
-    packs: dict[str, PackResults] = {}
-    for link in study.packs:
-        models = list(study_order(link.pack.models))
-        of_pack = cells.get(link.pack_id, {})
-        packs[link.pack.name] = PackResults(
-            models={
-                model: {outcome: stats.rate(of_pack.get((model, outcome), [])) for outcome in OUTCOMES}
-                for model in models
-            },
-            comparisons=[]
-            if masked
-            else _comparisons(definition, link.pack.name, models, of_pack, people.complete),
+    target = definition.target_participants
+    with memory.lock:
+        people = monitor(session, study, definition, data, memory)
+        complete = people.complete
+        unmasking = session.get(Unmasking, (study.id, data == "simulated"))
+        masked = len(complete) < target and unmasking is None
+        version = (people.version, masked)
+        packs, looks = memory.get(
+            ("results", study.id, data),
+            version,
+            lambda: _numbers(session, study, definition, people, complete, masked, memory),
         )
     return Results(
         study=study,
@@ -122,120 +131,105 @@ def compute(session: Session, study: Study, data: Data) -> Results:
         finished=people.count("finished"),
         excluded=len(people.excluded),
         withdrawn=people.count("withdrawn"),
-        responses=session.scalar(
-            select(func.count())
-            .select_from(Response)
-            .join(Trial, Trial.id == Response.trial_id)
-            .join(Participant, Participant.id == Trial.participant_id)
-            .where(*taking_part(study, data), Trial.kind == "main")
-        )
-        or 0,
-        included=included,
+        responses=len(people.answers),
+        included=len(complete),
         masked=masked,
-        unmasking=unmasking,
-        packs=packs if masked else _with_holm(packs),
+        unmasking=unmasking if unmasking is not None and unmasking.n < target else None,
+        looks=looks,
+        packs=packs,
         progress=people.rows,
-        comments=_comments(session, study, data),
+        summary=progress.summary(people, now or datetime.now(UTC)),
+        comments=_comments(session, study, data, masked),
+        version=version,
     )
 
 
-def outcome_columns() -> dict[str, ColumnElement[bool]]:
-    """Each outcome of REFERENCE as an SQL condition on Response, Judgment, Stimulus and Trial."""
-    none = Response.label == NONE_PLAUSIBLE
-    first = Response.label == Stimulus.target_label
-    second = func.coalesce(Response.runner_up, "") == Stimulus.target_label
-    placebo_second = func.coalesce(Response.runner_up, "") == Trial.placebo_label
-    return {
-        "human_fooled": first,
-        "mistake_reasonable": or_(first, second, none),
-        "mistake_reasonable_direct": Judgment.plausible.is_(True),
-        "target_first": first,
-        "target_second": second,
-        "none_plausible": none,
-        "kept_source": Response.label == Stimulus.source_label,
-        "placebo_reasonable": or_(Response.label == Trial.placebo_label, placebo_second, none),
-    }
-
-
-def _cells(
-    session: Session, study: Study, data: Data, excluded: Set[int]
-) -> dict[int, dict[tuple[str, str], list[stats.Cell]]]:
-    """pack id -> (model, outcome) -> answered main trials of each participant on each source image."""
-    columns = outcome_columns()
-    sums = [func.sum(cast(case((condition, 1), else_=0), Integer)) for condition in columns.values()]
-    rows = session.execute(
-        select(
-            Stimulus.pack_id,
-            Stimulus.model,
-            Participant.id,
-            Stimulus.source_index,
-            func.count(),
-            func.count(Response.runner_up),
-            func.count(Judgment.trial_id),
-            *sums,
+def _numbers(
+    session: Session,
+    study: Study,
+    definition: Definition,
+    people: Monitor,
+    complete: list[int],
+    masked: bool,
+    memory: Memory,
+) -> tuple[dict[str, PackResults], list[Look]]:
+    stimuli = observations.stimuli_of(session, study, memory)
+    models = list(study_order(study.packs[0].pack.models))  # the same in all packs of a study
+    found = observations.scored(people.answers, stimuli, models)
+    included = ~np.isin(people.answers.participant, sorted(people.excluded))
+    done = np.isin(people.answers.participant, complete)
+    packs: dict[str, PackResults] = {}
+    for place, link in enumerate(study.packs):
+        here = found.pack == place
+        packs[link.pack.name] = PackResults(
+            models={
+                model: {
+                    name: stats.rate(found.sample(name, here & included & (found.model == i)))
+                    for name in NUMBERS
+                }
+                for i, model in enumerate(models)
+            },
+            together={name: stats.rate(found.sample(name, here & included)) for name in NUMBERS},
+            comparisons=[]
+            if masked
+            else _comparisons(definition, link.pack.name, models, found, here & done),
+            views=None
+            if masked
+            else views(
+                found, here & included, stimuli, models, definition.primary.outcome, definition.trials
+            ),
         )
-        .select_from(Trial)
-        .join(Participant, Participant.id == Trial.participant_id)
-        .join(Response, Response.trial_id == Trial.id)
-        .join(Stimulus, Stimulus.id == Trial.stimulus_id)
-        .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-        .where(*taking_part(study, data), Trial.kind == "main")
-        .group_by(Stimulus.pack_id, Stimulus.model, Participant.id, Stimulus.source_index)
-    )
-    found: dict[int, dict[tuple[str, str], list[stats.Cell]]] = {}
-    for pack, model, participant, image, labelled, asked_twice, judged, *counts in rows:
-        if participant in excluded:
-            continue
-        of_pack = found.setdefault(pack, {})
-        # An outcome's n are those who were asked: a study without a question has no rate of it, not a rate of 0.
-        asked = {"target_second": asked_twice, "mistake_reasonable_direct": judged}
-        for outcome, count in zip(columns, counts, strict=True):
-            if n := asked.get(outcome, labelled):
-                of_pack.setdefault((model, outcome), []).append(stats.Cell(participant, image, count, n))
-    return found
+    looks = _looks(definition, models, found, complete, list(packs).index(definition.primary.pack))
+    return (packs if masked else _with_holm(packs)), looks
+
+
+def _looks(
+    definition: Definition, models: list[str], found: ScoredAnswers, complete: list[int], primary_pack: int
+) -> list[Look]:
+    if definition.looks is None:
+        return []
+    looks = []
+    for n, boundary in zip(definition.look_sizes, definition.look_boundaries, strict=True):
+        comparison = None
+        if len(complete) >= n:
+            first = np.isin(found.answers.participant, complete[:n]) & (found.pack == primary_pack)
+            primary = definition.primary
+            comparison = _compare(models, found, first, primary.a, primary.b, primary.outcome, primary=True)
+        looks.append(Look(n, boundary, comparison))
+    return looks
 
 
 def _comparisons(
-    definition: Definition,
-    pack: str,
-    models: list[str],
-    cells: dict[tuple[str, str], list[stats.Cell]],
-    complete: Set[int],
+    definition: Definition, pack: str, models: list[str], found: ScoredAnswers, done: Mask
 ) -> list[Comparison]:
     primary = definition.primary
-    outcomes = [outcome for outcome in COMPARED if definition.asks(outcome)]
+    asked = [outcome for outcome in COMPARED if definition.asks(outcome)]
     pairs = list(combinations(models, 2))
     if pack == primary.pack and (primary.b, primary.a) in pairs:  # the study file says which is a
         pairs[pairs.index((primary.b, primary.a))] = (primary.a, primary.b)
+    planned = (primary.pack, primary.a, primary.b, primary.outcome)
     return [
-        _compare(
-            a,
-            b,
-            outcome,
-            (pack, a, b, outcome) == (primary.pack, primary.a, primary.b, primary.outcome),
-            [c for c in cells.get((a, outcome), []) if c.participant in complete],
-            [c for c in cells.get((b, outcome), []) if c.participant in complete],
-        )
+        _compare(models, found, done, a, b, outcome, primary=(pack, a, b, outcome) == planned)
         for a, b in pairs
-        for outcome in outcomes
+        for outcome in asked
     ]
 
 
 def _compare(
-    a: str, b: str, outcome: str, primary: bool, cells_a: list[stats.Cell], cells_b: list[stats.Cell]
+    models: list[str], found: ScoredAnswers, done: Mask, a: str, b: str, outcome: str, *, primary: bool
 ) -> Comparison:
-    rates_a, rates_b = _participant_rates(cells_a), _participant_rates(cells_b)
-    both = sorted(rates_a.keys() & rates_b.keys())
-    differences = [rates_a[participant] - rates_b[participant] for participant in both]
+    of_a, of_b = (found.sample(outcome, done & (found.model == models.index(model))) for model in (a, b))
+    differences = _differences(of_a, of_b)
     difference, interval = stats.mean_difference(differences)
     flip = stats.sign_flip(differences)
-    new_images = stats.new_images_test(cells_a, cells_b)
+    new_images = stats.new_images_test(of_a, of_b)
+    counts = int(of_a.count.sum()), int(of_a.n.sum()), int(of_b.count.sum()), int(of_b.n.sum())
     return Comparison(
         a=a,
         b=b,
         outcome=outcome,
         primary=primary,
-        participants=len(both),
+        participants=len(differences),
         difference=difference,
         low=interval.low,
         high=interval.high,
@@ -243,24 +237,25 @@ def _compare(
         p_mid=flip.p_mid if flip else None,
         p_holm=None,
         p_new_images=new_images.p,
-        p_naive=stats.fisher(
-            sum(c.count for c in cells_a),
-            sum(c.n for c in cells_a),
-            sum(c.count for c in cells_b),
-            sum(c.n for c in cells_b),
-        ),
+        p_naive=stats.fisher(*counts),
+        p_naive_z=stats.pooled_z(*counts),
         p_exact=flip.exact if flip else True,
         reason=interval.reason,
         reason_new_images=new_images.reason,
     )
 
 
-def _participant_rates(cells: list[stats.Cell]) -> dict[int, Fraction]:
-    totals: dict[int, tuple[int, int]] = {}
-    for cell in cells:
-        count, n = totals.get(cell.participant, (0, 0))
-        totals[cell.participant] = (count + cell.count, n + cell.n)
-    return {participant: Fraction(count, n) for participant, (count, n) in totals.items()}
+def _differences(a: Sample, b: Sample) -> list[Fraction]:
+    """Rate in `a` minus rate in `b` of every participant who has answers in both."""
+    size = int(max(a.participant.max(initial=0), b.participant.max(initial=0))) + 1
+    count_a, n_a, count_b, n_b = (
+        np.bincount(sample.participant, weights=column, minlength=size).astype(np.int64)
+        for sample in (a, b)
+        for column in (sample.count, sample.n)
+    )
+    both = (n_a > 0) & (n_b > 0)
+    columns = zip(*(column[both].tolist() for column in (count_a, n_a, count_b, n_b)), strict=True)
+    return [Fraction(x, n) - Fraction(y, m) for x, n, y, m in columns]
 
 
 def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:
@@ -269,15 +264,14 @@ def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:
     adjusted = stats.holm([packs[pack].comparisons[i].p for pack, i in family])
     by_place = dict(zip(family, adjusted, strict=True))
     return {
-        pack: PackResults(
-            models=r.models,
-            comparisons=[replace(c, p_holm=by_place.get((pack, i))) for i, c in enumerate(r.comparisons)],
+        pack: replace(
+            r, comparisons=[replace(c, p_holm=by_place.get((pack, i))) for i, c in enumerate(r.comparisons)]
         )
         for pack, r in packs.items()
     }
 
 
-def _comments(session: Session, study: Study, data: Data) -> list[CommentView]:
+def _comments(session: Session, study: Study, data: Data, masked: bool) -> list[CommentView]:
     rows = session.execute(
         select(Participant.pseudonym, Participant.grid_order, Comment.text)
         .join(Comment, Comment.participant_id == Participant.id)
@@ -285,6 +279,89 @@ def _comments(session: Session, study: Study, data: Data) -> list[CommentView]:
         .order_by(Comment.written_at)
     )
     return [
-        CommentView(pseudonym, text, [f"{chr(ord('A') + i)}: {name}" for i, name in enumerate(order)])
+        CommentView(
+            pseudonym,
+            text,
+            [] if masked else [f"{chr(ord('A') + i)}: {name}" for i, name in enumerate(order)],
+        )
         for pseudonym, order, text in rows
     ]
+
+
+def results_json(results: Results) -> dict[str, Any]:
+    """The results of DESIGN's contract; rates and p-values in full precision, null where there is none."""
+    return {
+        "study": results.study.slug,
+        "version": results.study.version,
+        "data": results.data,
+        "computed_at": results.summary.at.isoformat(),
+        "masked": results.masked,
+        "unmasked": {"at": results.unmasking.at.isoformat(), "n": results.unmasking.n}
+        if results.unmasking
+        else None,
+        "target_participants": results.definition.target_participants,
+        "participants": {
+            "started": results.started,
+            "finished": results.finished,
+            "excluded": results.excluded,
+            "withdrawn": results.withdrawn,
+            "included": results.included,
+        },
+        "monitoring": {
+            "active": results.summary.active,
+            "dropouts": results.summary.dropouts,
+            "median_minutes": results.summary.median_minutes,
+            "longest_minutes": results.summary.longest_minutes,
+            "excluded": results.summary.excluded,
+            "disturbed": results.summary.disturbed,
+            "unmeasured": results.summary.unmeasured,
+        },
+        "responses": results.responses,
+        "looks": [
+            {
+                "n": look.n,
+                "boundary": look.boundary,
+                "crossed": look.crossed if look.found else None,
+                "comparison": vars(look.found).copy() if look.found else None,
+            }
+            for look in results.looks
+        ],
+        "packs": {
+            name: {
+                "models": {model: _with_n(rates) for model, rates in pack.models.items()},
+                "together": _with_n(pack.together),
+                "comparisons": [vars(c).copy() for c in pack.comparisons],
+                "views": _views(pack.views) if pack.views else None,
+            }
+            for name, pack in results.packs.items()
+        },
+    }
+
+
+def _views(found: Views) -> dict[str, Any]:
+    return {
+        "components": found.components,
+        "thirds": {
+            model: {name: [_rate(rate) for rate in rates] for name, rates in by_outcome.items()}
+            for model, by_outcome in found.thirds.items()
+        },
+        "by_source": {model: _rates(rates) for model, rates in found.by_source.items()},
+        "by_target": {model: _rates(rates) for model, rates in found.by_target.items()},
+        "pairs": found.pairs,
+        "label_ms": {model: vars(times) for model, times in found.label_ms.items()},
+        "verdict_ms": {model: vars(times) for model, times in found.verdict_ms.items()},
+        "images": [vars(image) for image in found.images],
+    }
+
+
+def _with_n(rates: dict[str, Rate]) -> dict[str, Any]:
+    """All rates of a model, and `n`: its answered main trials."""
+    return {"n": rates["human_fooled"].n} | _rates(rates)
+
+
+def _rates(rates: dict[str, Rate]) -> dict[str, Any]:
+    return {name: _rate(rate) for name, rate in rates.items()}
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"count": rate.count, "n": rate.n, "rate": rate.rate, "low": rate.low, "high": rate.high}

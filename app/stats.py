@@ -247,6 +247,33 @@ def fisher(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
     return _probability(float(stats.fisher_exact(table).pvalue))
 
 
+def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
+    """Two-sided p of the z-test of two proportions with a pooled variance; None where it is not defined.
+
+    Naive here, as `fisher` is, and an approximation besides. Raises ValueError for a count outside 0..n.
+    Pearson, Philosophical Magazine 50 (1900) 157: its square is the chi-squared of the 2 x 2 table.
+    """
+    if not (0 <= count_a <= n_a and 0 <= count_b <= n_b):
+        raise ValueError("a count must lie between 0 and its n")
+    successes, n = count_a + count_b, n_a + n_b
+    if n_a == 0 or n_b == 0 or successes in (0, n):
+        return None
+    # In integers up to the root, so that equal rates give exactly 1.
+    squared = Fraction((count_a * n_b - count_b * n_a) ** 2 * n, n_a * n_b * successes * (n - successes))
+    return _probability(2 * float(stats.norm.sf(math.sqrt(squared))))
+
+
+def wilson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for `count` of n > 0 independent answers, such as different people's on one image.
+
+    Raises ValueError for a count outside 0..n or a level outside (0, 1). Wilson, JASA 22 (1927) 209.
+    """
+    _check_level(level)
+    if not (0 <= count <= n and n > 0):
+        raise ValueError("a count must lie between 0 and its n")
+    return _wilson(count / n, n, level)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down adjusted p-values, in the order given; None stays None and is not in the family.
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd  # type: ignore[import-untyped]
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
-from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
+from statsmodels.stats.proportion import proportion_confint, proportions_ztest  # type: ignore[import-untyped]
 
 from ml.pack import Pack, Stimulus
 
@@ -29,7 +29,15 @@ OUTCOMES = (
     "target_second",
     "none_plausible",
     "kept_source",
+    "reasonable_none_unreasonable",
+    "reasonable_none_dropped",
+    "reasonable_not_fooled",
     "placebo_reasonable",
+    "placebo_fooled",
+    "placebo_second",
+    "placebo_none_unreasonable",
+    "placebo_none_dropped",
+    "placebo_not_fooled",
 )
 Choose = Callable[[Stimulus | None], dict[str, Any]]
 
@@ -162,17 +170,23 @@ def main_trials(csv: str, packs: Sequence[Pack], seed: int) -> Any:
         )
     ]
     none = main["label"] == "none"
-    first, second = main["label"] == main["target_label"], main["runner_up"] == main["target_label"]
     asked_twice, judged = main["runner_up"] != "", main["plausible"] != ""
-    main["human_fooled"] = main["target_first"] = first.astype(float)
-    main["mistake_reasonable"] = (first | second | none).astype(float)
     main["mistake_reasonable_direct"] = (main["plausible"] == "1").astype(float).where(judged)
-    main["target_second"] = second.astype(float).where(asked_twice)
     main["none_plausible"] = none.astype(float)
     main["kept_source"] = (main["label"] == main["source_label"]).astype(float)
-    main["placebo_reasonable"] = (
-        (main["label"] == placebos) | (main["runner_up"] == placebos) | none
-    ).astype(float)
+    for against, names in (
+        (main["target_label"], ("human_fooled", "mistake_reasonable", "target_second", "reasonable")),
+        (placebos, ("placebo_fooled", "placebo_reasonable", "placebo_second", "placebo")),
+    ):
+        fooled, reasonable, named_second, rest = names
+        first, second = main["label"] == against, main["runner_up"] == against
+        main[fooled] = first.astype(float)
+        main[reasonable] = (first | second | none).astype(float)
+        main[named_second] = second.astype(float).where(asked_twice)
+        main[f"{rest}_none_unreasonable"] = (first | second).astype(float)
+        main[f"{rest}_none_dropped"] = (first | second).astype(float).where(~none)
+        main[f"{rest}_not_fooled"] = (second | none).astype(float).where(~first)
+    main["target_first"] = main["human_fooled"]
     return main
 
 
@@ -203,6 +217,10 @@ def expected_rate(rows: Any, outcome: str) -> dict[str, Any]:
     return {"count": count, "n": n, "rate": p, "low": low, "high": high}
 
 
+def expected_rates(rows: Any) -> dict[str, Any]:
+    return {"n": len(rows)} | {outcome: expected_rate(rows, outcome) for outcome in OUTCOMES}
+
+
 def expected_comparison(rows: Any, a: str, b: str, outcome: str) -> dict[str, Any]:
     rows = rows.dropna(subset=[outcome])
     in_a, in_b = rows[rows["model"] == a], rows[rows["model"] == b]
@@ -214,7 +232,9 @@ def expected_comparison(rows: Any, a: str, b: str, outcome: str) -> dict[str, An
     of_a, of_b = per_participant(in_a), per_participant(in_b)
     differences = [of_a[who] - of_b[who] for who in of_a if who in of_b]
     found: dict[str, Any] = {"participants": len(differences), "p_exact": True}
-    found |= dict.fromkeys(("difference", "low", "high", "p", "p_mid", "p_naive", "p_new_images"))
+    found |= dict.fromkeys(
+        ("difference", "low", "high", "p", "p_mid", "p_naive", "p_naive_z", "p_new_images")
+    )
     if differences:
         found["difference"] = float(sum(differences, Fraction(0)) / len(differences))
         sums = [
@@ -239,7 +259,10 @@ def expected_comparison(rows: Any, a: str, b: str, outcome: str) -> dict[str, An
             found["p_new_images"] = 2 * float(
                 scipy_stats.t.sf(abs(rate_a - rate_b) / math.sqrt(variance), df)
             )
-        found["p_naive"] = fisher(int(in_a[outcome].sum()), len(in_a), int(in_b[outcome].sum()), len(in_b))
+        count_a, count_b = int(in_a[outcome].sum()), int(in_b[outcome].sum())
+        found["p_naive"] = fisher(count_a, len(in_a), count_b, len(in_b))
+        if 0 < count_a + count_b < len(in_a) + len(in_b):
+            found["p_naive_z"] = float(proportions_ztest([count_a, count_b], [len(in_a), len(in_b)])[1])
     return found
 
 
@@ -276,9 +299,8 @@ def expected_packs(
                 "primary": (pack.name, a, b, outcome) == primary
             }
         result[pack.name] = {
-            "models": {
-                m: {o: expected_rate(of_pack[of_pack["model"] == m], o) for o in OUTCOMES} for m in MODELS
-            },
+            "models": {m: expected_rates(of_pack[of_pack["model"] == m]) for m in MODELS},
+            "together": expected_rates(of_pack),
             "comparisons": comparisons,
         }
     every = [c for r in result.values() for c in r["comparisons"].values()]

@@ -200,7 +200,8 @@ def test_every_rate_and_comparison_can_be_recomputed_from_the_csv(
     )
     assert set(found["packs"]) == set(expected)
     for name, pack in expected.items():
-        assert_close(found["packs"][name]["models"], pack["models"], name)
+        for part in ("models", "together"):
+            assert_close(found["packs"][name][part], pack[part], f"{name}/{part}")
         comparisons = {}
         for c in found["packs"][name]["comparisons"]:
             assert (c.pop("reason") is None) == (c["low"] is not None)

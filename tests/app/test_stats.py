@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
-from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
+from statsmodels.stats.proportion import proportion_confint, proportions_ztest  # type: ignore[import-untyped]
 
 from app import stats
 from app.stats import Cell, Interval, NewImages, Rate, Sample, SignFlip
@@ -583,6 +583,33 @@ def test_fisher_on_the_published_table(
 ) -> None:
     assert stats.fisher(*undefended, *gradient_regularized) == pytest.approx(p, abs=5e-4)
     assert stats.fisher(*gradient_regularized, *undefended) == pytest.approx(p, abs=5e-4)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_pooled_z_is_that_of_statsmodels(n_a: int, n_b: int, data: st.DataObject) -> None:
+    a, b = data.draw(st.integers(0, n_a)), data.draw(st.integers(0, n_b))
+    p = stats.pooled_z(a, n_a, b, n_b)
+    if a + b in (0, n_a + n_b):
+        assert p is None
+        return
+    assert p == pytest.approx(proportions_ztest([a, b], [n_a, n_b])[1], abs=1e-12)
+    assert p == stats.pooled_z(b, n_b, a, n_a)
+
+
+def test_pooled_z_by_hand() -> None:
+    # 4 of 10 against 1 of 10: 0.3 / sqrt(0.25 * 0.75 * 0.2) = 1.5492, twice 0.0607.
+    assert stats.pooled_z(4, 10, 1, 10) == pytest.approx(0.12134, abs=1e-5)
+    assert stats.pooled_z(3, 10, 3, 10) == 1.0
+    assert stats.pooled_z(0, 0, 3, 10) is None
+    with pytest.raises(ValueError, match="count"):
+        stats.pooled_z(11, 10, 1, 10)
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (3, 7), (7, 7)])
+def test_wilson_is_that_of_statsmodels(count: int, n: int) -> None:
+    assert stats.wilson(count, n) == pytest.approx(proportion_confint(count, n, method="wilson"), abs=1e-12)
+    with pytest.raises(ValueError, match="count"):
+        stats.wilson(0, 0)
 
 
 def test_holm_by_hand() -> None:
