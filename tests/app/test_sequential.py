@@ -49,7 +49,7 @@ def test_another_integration_finds_alpha(fractions: list[float], alpha: float) -
     found = z(boundaries(fractions, alpha))
     c = float(found[-1])
     assert found * np.sqrt(fractions) == pytest.approx(c, abs=1e-9), "flat in Brownian motion"
-    first, second, third = np.sqrt(np.diff(fractions, prepend=0)).tolist()
+    first, second, third = (float(s) for s in np.sqrt(np.diff(fractions, prepend=0)))
 
     def stays(b: float, a: float) -> float:
         paths = math.exp(-((a / first) ** 2) / 2 - ((b - a) / second) ** 2 / 2)
