@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app import dashboard, entrance, i18n, pages, study, web
+from app import dashboard, entrance, i18n, pages, power_page, study, web
 from app.db import Database
 from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.participation import Refusal
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(entrance.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(dashboard.router)
+    app.include_router(power_page.router)
     app.mount("/static", _Static(directory=ROOT / "static"), name="static")
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -152,6 +152,8 @@ def design(
     The first participants of an assignment are those of a smaller study. Raises ValueError where the pack lacks a
     model, and where the candidates do not suffice.
     """
+    if models[0] == models[1]:
+        raise ValueError(f"the two models are both {models[0]!r}; a difference needs two models")
     of_pack = [c for c in candidates if c.pack == pack and c.model in models]
     if missing := [m for m in models if not any(c.model == m for c in of_pack)]:
         has = ", ".join(sorted({c.model for c in candidates if c.pack == pack}))
