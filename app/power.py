@@ -327,8 +327,15 @@ def figure(powers: Sequence[Power], wanted: float, title: str, inline: bool = Fa
     ordered = sorted(powers, key=lambda p: p.participants)
     n = [p.participants for p in ordered]
     lines = (  # Okabe-Ito blue and vermilion; the lines differ in their dashes too
-        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], "#0072b2", "-", 9),
-        ("new images too", [(p.new_images, p.new_images_se) for p in ordered], "#d55e00", "--", -12),
+        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], "#0072b2", "-", (10, -12), "left"),
+        (
+            "new images too",
+            [(p.new_images, p.new_images_se) for p in ordered],
+            "#d55e00",
+            "--",
+            (-8, 6),
+            "right",
+        ),
     )
     with matplotlib.rc_context(
         {
@@ -346,19 +353,14 @@ def figure(powers: Sequence[Power], wanted: float, title: str, inline: bool = Fa
     ):
         chart = Figure(figsize=(9.2, 3.6), layout="constrained")
         ax = chart.subplots()
-        for name, values, color, dashes, above in lines:
+        for name, values, color, dashes, beside, side in lines:
             power = [100 * value for value, _ in values]
             error = [100 * se for _, se in values]
             ax.errorbar(n, power, error, color=color, linestyle=dashes, linewidth=2, marker="o", markersize=5)
-            # Beside the steepest part, where the lines do not crowd.
-            place = min(range(len(n)), key=lambda i: abs(power[i] - 50))
+            place = min(range(len(n)), key=lambda i: abs(power[i] - 50))  # where the line is steep
+            at = (n[place], power[place])
             ax.annotate(
-                name,
-                (n[place], power[place]),
-                xytext=(10 if above > 0 else 12, above - 9),
-                textcoords="offset points",
-                color=color,
-                va="bottom" if above > 0 else "top",
+                name, at, xytext=beside, textcoords="offset points", color=color, ha=side, va="center"
             )
         ax.axhline(100 * wanted, color=INK, linewidth=0.8, alpha=0.6)
         ax.annotate(
@@ -375,8 +377,8 @@ def figure(powers: Sequence[Power], wanted: float, title: str, inline: bool = Fa
         ax.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
         ax.grid(axis="y", color=INK, alpha=0.12)
         ax.tick_params(length=0)
-        for side in ("top", "right"):
-            ax.spines[side].set_visible(False)
+        for edge in ("top", "right"):
+            ax.spines[edge].set_visible(False)
         out = io.StringIO()
         chart.savefig(out, format="svg", transparent=inline, metadata={"Date": None, "Title": title})
     return _inline(out.getvalue(), title, describe(ordered)) if inline else out.getvalue()

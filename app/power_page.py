@@ -21,6 +21,7 @@ router = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
 USUAL = (6, 10, 15, 20, 25, 30, 40, 50)
 MOST_NUMBERS = 12  # rows of the table
+MOST_TOGETHER = 1000  # the sum of the numbers: what is simulated takes about three seconds at most
 ANSWERING = 40_000  # participants simulated for a page: about a second
 SEED = 1
 
@@ -127,6 +128,10 @@ def _read(form: dict[str, str]) -> Asked:
         w.isascii() and w.isdigit() and len(w) < 5 and 2 <= int(w) <= MOST_PARTICIPANTS for w in words
     ):
         raise ValueError(f"Numbers of participants are whole, from 2 to {MOST_PARTICIPANTS}.")
+    if sum(map(int, words)) > MOST_TOGETHER:
+        raise ValueError(
+            f"Numbers of participants come to at most {MOST_TOGETHER} together; ask in several steps."
+        )
     wanted = _number(form["power"], "The power wanted", 1, 99) / 100
     spread = {name: _number(form[f"sd_{name}"], f"The spread {what}", 0, 5) for name, what in SPREADS.items()}
     return Asked((rates[0], rates[1]), sorted({int(w) for w in words}), wanted, Spread(**spread))

@@ -317,6 +317,7 @@ def test_the_page_takes_other_expectations(researcher: TestClient) -> None:
         ("participants", "20 1", "Numbers of participants are whole, from 2 to 500."),
         ("participants", "20.5", "Numbers of participants are whole"),
         ("participants", "9" * 5000, "Numbers of participants are whole"),
+        ("participants", "400 400 400", "come to at most 1000 together"),
         ("power", "100", "The power wanted is a number from 1 to 99."),
         ("sd_pair", "6", "The spread between targets of one source image is a number from 0 to 5."),
         ("sd_image", "<b>", "The spread between source images is a number from 0 to 5."),
