@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -16,11 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, power, progress, results, settings
 from app import definition as definitions
-from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
+from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.db import Database
 from app.definition import Definition, DefinitionError, Primary
 from app.export import responses_csv
 from app.packs import import_pack
+from app.population import Spread
 from app.settings import Settings, SettingsError
 from app.simulate import SimulationError, simulate
 from ml import pack as pack_format
@@ -80,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the running server (default: %(default)s, from HOST and PORT)",
     )
     play.add_argument("--study", default="mnist", help="the study's name in its URL (default: %(default)s)")
-    play.add_argument("--pack", type=Path, default=settings.ROOT / "stimuli" / "mnist-jsma", metavar="DIR")
+    play.add_argument(
+        "--pack",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="each of the study's packs (default: stimuli/mnist-jsma)",
+    )
     play.add_argument("--participants", type=int, default=20, metavar="N")
     play.add_argument("--seed", type=int, default=0)
     for name, default in (("fooled", PAPER_FOOLED), ("reasonable", PAPER_REASONABLE)):
@@ -92,6 +100,31 @@ def _parser() -> argparse.ArgumentParser:
             metavar="MODEL=RATE",
             help="default: the paper's MNIST rates, " + " ".join(f"{k}={v}" for k, v in default.items()),
         )
+    for field in fields(Spread):
+        play.add_argument(
+            f"--sd-{field.name.replace('_', '-')}",
+            type=float,
+            default=0.0,
+            metavar="SD",
+            help=f"spread of {field.name.replace('_', ' x ')} effects about the rates, in logits (default: 0)",
+        )
+    play.add_argument(
+        "--dropout", type=float, default=0.0, metavar="SHARE", help="who leave at a random point (default: 0)"
+    )
+    play.add_argument(
+        "--bad",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help=f"who do not take part in earnest: {', '.join(BAD)} (default: 0)",
+    )
+    play.add_argument(
+        "--rt-median-ms",
+        type=float,
+        default=RT_MEDIAN_MS,
+        metavar="MS",
+        help="of labelling an image; judging one is quicker (default: %(default)g)",
+    )
     play.set_defaults(run=_simulate)
 
     plan = commands.add_parser("power", help="how many participants a study needs, by simulating it")
@@ -206,16 +239,27 @@ def _import_pack(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     if args.participants < 1:
         raise ValueError("--participants must be at least 1")
-    pack = pack_format.read(args.pack)
-    for model, _ in (*(args.fooled or ()), *(args.reasonable or ())):
-        if model not in pack.models:
-            raise ValueError(f"the pack {pack.name} has no model {model!r}; it has {', '.join(pack.models)}")
+    packs = [pack_format.read(path) for path in args.pack or [settings.ROOT / "stimuli" / "mnist-jsma"]]
+    for i, pack in enumerate(packs):
+        if pack.name in (other.name for other in packs[:i]):
+            raise ValueError(f"--pack: two packs named {pack.name}; a study has one of that name")
+        for model, _ in (*(args.fooled or ()), *(args.reasonable or ())):
+            if model not in pack.models:
+                raise ValueError(
+                    f"the pack {pack.name} has no model {model!r}; it has {', '.join(pack.models)}"
+                )
     rates = Rates(
-        fooled=_known(PAPER_FOOLED, pack) | dict(args.fooled or ()),
-        reasonable=_known(PAPER_REASONABLE, pack) | dict(args.reasonable or ()),
+        fooled=_known(PAPER_FOOLED, packs[0]) | dict(args.fooled or ()),
+        reasonable=_known(PAPER_REASONABLE, packs[0]) | dict(args.reasonable or ()),
+        spread=Spread(**{field.name: getattr(args, f"sd_{field.name}") for field in fields(Spread)}),
+        seed=args.seed,
     )
-    simulate(args.url, args.study, pack, args.participants, args.seed, rates)
-    print(f"{args.participants} simulated participants finished {args.study}")
+    crowd = Crowd(args.dropout, args.bad, args.rt_median_ms)
+    played = simulate(args.url, args.study, packs, args.participants, args.seed, rates, crowd)
+    left = f", {played.dropped_out} dropped out" if args.dropout else ""
+    print(f"{played.finished} simulated participants finished {args.study}{left}")
+    if args.bad:
+        print("Not in earnest: " + ", ".join(f"{played.kinds[kind]} {kind}" for kind in BAD))
     return 0
 
 

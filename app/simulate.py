@@ -1,9 +1,11 @@
 """Pretended participants over HTTP: plays the bot at the API, and sends again as a browser's outbox would."""
 
+import math
 import random
 import threading
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import httpx2
 from tqdm import tqdm
 
-from app.bot import Answer, Labels, Page, Rates, Remark, bot
+from app.bot import ATTENTIVE, Answer, Crowd, Habits, Kind, Labels, Page, Rates, Remark, bot, draw_remark
 from app.enrollment import SIMULATED
 from ml.pack import Pack
 
@@ -127,7 +129,7 @@ def _retry_after_s(reply: httpx2.Response | None) -> float:
     return float(said) if said.isascii() and said.isdigit() else 0.0
 
 
-def arrive(outbox: Outbox, study: str, pack: Pack) -> tuple[str, dict[str, Any]]:
+def arrive(outbox: Outbox, study: str, packs: Pack | Sequence[Pack]) -> tuple[str, dict[str, Any]]:
     """Begin a session: its token, and the session as the API describes it. Raises SimulationError."""
     created = outbox.send(
         "POST",
@@ -141,12 +143,13 @@ def arrive(outbox: Outbox, study: str, pack: Pack) -> tuple[str, dict[str, Any]]
     )
     token = str(created["token"])
     here = outbox.send("GET", f"/api/sessions/{token}")
-    served = {stimulus.sha256 for stimulus in pack.stimuli}
-    served |= {image.sha256 for image in (*pack.originals, *pack.clean)}
+    packs = [packs] if isinstance(packs, Pack) else packs
+    served = _stimuli(packs) | {i.sha256 for pack in packs for i in (*pack.originals, *pack.clean)}
     for trial in here["trials"]:
         if not trial["practice"] and _sha256(trial) not in served:
             raise SimulationError(
-                f"image {trial['position']} is not in {pack.name}: is --pack the served pack?"
+                f"image {trial['position']} is not in {' or '.join(pack.name for pack in packs)}: is --pack the "
+                "served pack? A study with several packs needs a --pack for each"
             )
     return token, here
 
@@ -155,30 +158,50 @@ def play(
     outbox: Outbox,
     token: str,
     here: dict[str, Any],
-    pack: Pack,
+    packs: Pack | Sequence[Pack],
     rates: Rates,
     rng: random.Random,
     remark: str = "",
+    habits: Habits = ATTENTIVE,
 ) -> str:
-    """Answer until the session has its completion code, which is returned. Raises SimulationError.
+    """Answer until the session has its completion code, which is returned; "" for those who leave before.
 
-    `here` is the session as the API describes it, at any point before its end.
+    `here` is the session as the API describes it, at any point before its end. Raises SimulationError.
     """
     base = f"/api/sessions/{token}"
     position = here["next_position"]
-    participant = bot(_page(here, position), pack, rates, rng, remark)
+    patience = _answers_before_leaving(here, packs, habits)
+    participant = bot(_page(here, position), packs, rates, rng, remark, habits)
     answer = next(participant)
-    while not isinstance(answer, Remark):
+    while patience > 0 and not isinstance(answer, Remark):
+        patience -= 1
         position = _answer(outbox, token, position, answer)
         if position is None:
             here = outbox.send("GET", base)
             position = here["next_position"]
         answer = participant.send(_page(here, position))
+    if not isinstance(answer, Remark) or patience <= 0:
+        return ""
     outbox.send("POST", f"{base}/comments", {"text": answer.text})
     outbox.ledger.remarks[token] = answer.text
     code = str(outbox.send("POST", f"{base}/finish")["completion_code"])
     outbox.ledger.codes[token] = code
     return code
+
+
+def _answers_before_leaving(here: dict[str, Any], packs: Pack | Sequence[Pack], habits: Habits) -> float:
+    """Every answer of the session is as likely to be the one that is never given, the remark included."""
+    if habits.leaves_at is None:
+        return math.inf
+    stimuli = _stimuli([packs] if isinstance(packs, Pack) else packs)
+    judged = sum(_sha256(trial) in stimuli for trial in here["trials"]) * (
+        "plausibility" in here["questions"]
+    )
+    return int(habits.leaves_at * (len(here["trials"]) + judged + 1))
+
+
+def _stimuli(packs: Sequence[Pack]) -> set[str]:
+    return {stimulus.sha256 for pack in packs for stimulus in pack.stimuli}
 
 
 def _answer(outbox: Outbox, token: str, position: int, answer: Answer) -> int | None:
@@ -227,28 +250,50 @@ def _sha256(trial: dict[str, Any]) -> str:
     return Path(trial["image"]).stem
 
 
+@dataclass(frozen=True)
+class Played:
+    """How the participants ended, and how many of each kind they were."""
+
+    finished: int
+    dropped_out: int
+    kinds: Counter[Kind]
+
+
 def simulate(
-    url: str, study: str, pack: Pack, participants: int, seed: int, rates: Rates, workers: int = 8
-) -> None:
+    url: str,
+    study: str,
+    packs: Sequence[Pack],
+    participants: int,
+    seed: int,
+    rates: Rates,
+    crowd: Crowd = Crowd(),
+    workers: int = 8,
+) -> Played:
     """Play that many participants, `workers` at a time, with a progress bar. Raises SimulationError."""
     try:
         client = httpx2.Client(base_url=url, timeout=60)
     except httpx2.InvalidURL as error:
         raise SimulationError(f"--url {url}: {error}") from None
+    kinds: Counter[Kind] = Counter()
+    codes: list[str] = []
     with client, ThreadPoolExecutor(workers) as pool:
         outbox = Outbox(client)
         outbox.greet()
         # One after the other through the door: who gets which number, and so which images, is then the seed's.
-        arrived = [arrive(outbox, study, pack) for _ in range(participants)]
-        running = [
-            pool.submit(play, outbox, token, here, pack, rates, random.Random(f"{seed}/{i}"))
-            for i, (token, here) in enumerate(arrived)
-        ]
+        arrived = [arrive(outbox, study, packs) for _ in range(participants)]
+        running = []
+        for i, (token, here) in enumerate(arrived):
+            ways = random.Random(f"{seed}/{i}/habits")
+            habits, remark = crowd.draw(ways), draw_remark(ways)
+            kinds[habits.kind] += 1
+            rng = random.Random(f"{seed}/{i}")
+            running.append(pool.submit(play, outbox, token, here, packs, rates, rng, remark, habits))
         try:
             for done in tqdm(as_completed(running), total=participants, unit="participant", disable=None):
-                done.result()
+                codes.append(done.result())
         except BaseException:
             outbox.stop.set()
             for future in running:
                 future.cancel()
             raise
+    return Played(participants - codes.count(""), codes.count(""), kinds)

@@ -129,7 +129,7 @@ def test_a_seed_repeats_its_answers(settings: Settings, request: pytest.FixtureR
 
 def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, tmp_path: Path) -> None:
     other = make_pack(tmp_path / "elsewhere" / "test-pack", seed=1)
-    here = ["--url", server.url, "--study", "test", "--pack", str(pack.directory), "--participants", "2"]
+    here = ["--url", server.url, "--study", "test", "--participants", "2"]
     for arguments, complaint in (
         (["--fooled", "undefended=1.5"], "'undefended=1.5' is not MODEL=RATE with a rate from 0 to 1"),
         (["--reasonable", "undefended=x"], "is not MODEL=RATE"),
@@ -138,6 +138,13 @@ def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, t
         (["--fooled", "resnet=0.0"], "the pack test-pack has no model 'resnet'"),
         (["--participants", "0"], "--participants must be at least 1"),
         (["--participants", "many"], "--participants"),
+        (["--dropout", "1.2"], "--dropout 1.2: a share lies between 0 and 1"),
+        (["--bad", "-0.1"], "--bad -0.1: a share lies between 0 and 1"),
+        (["--bad", "nan"], "--bad nan: a share"),
+        (["--rt-median-ms", "0"], "--rt-median-ms 0: it lies between 100 and 60000"),
+        (["--sd-pair", "-1"], "the spread of pair is -1.0; it lies between 0 and 10"),
+        (["--sd-participant", "much"], "--sd-participant"),
+        (["--pack", str(pack.directory), "--pack", str(other.directory)], "two packs named test-pack"),
         (["--pack", str(other.directory)], "is --pack the served pack?"),
         (["--pack", str(tmp_path / "nothing")], "nothing"),
         (["--study", "nothing"], "404 There is no study"),
@@ -146,7 +153,8 @@ def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, t
         (["--url", "http://[nonsense"], "is it running?"),
         (["--url", "nonsense"], "is it running?"),
     ):
-        done = app(settings, "simulate", *here, *arguments)
+        packs = () if "--pack" in arguments else ("--pack", str(pack.directory))
+        done = app(settings, "simulate", *here, *packs, *arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("error: ")
