@@ -5,44 +5,70 @@ And its parts: what the bot answers to which page, and how the outbox sends agai
 
 import json
 import random
+import re
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from statistics import mean, median, stdev
 from threading import Thread
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kstest
 from sqlalchemy import select
 
+from app import definition as definitions
 from app import simulate
-from app.bot import Labels, Page, Rates, Remark, Verdict, bot
+from app.bot import (
+    ATTENTIVE,
+    BAD,
+    PAPER_FOOLED,
+    PAPER_REASONABLE,
+    Crowd,
+    Habits,
+    Labels,
+    Page,
+    Rates,
+    Remark,
+    Verdict,
+    bot,
+)
 from app.db import Database
-from app.models import Judgment, Participant, Response, Study, Trial
+from app.models import Comment, Judgment, Participant, Response, Study, Trial
+from app.population import NO_SPREAD, Floats, Spread
+from app.progress import monitor
 from app.settings import Settings
 from app.simulate import Outbox, SimulationError
-from ml.pack import Pack
-from tests.app.conftest import STUDY, Server, free_port
+from ml.pack import Pack, Stimulus
+from tests.app.conftest import STUDY, Server, free_port, serving
 from tests.app.test_cli import app
 from tests.packs import make_pack
 
 
-def play(server: Server, pack: Pack, participants: int, seed: int, *rates: str, study: str = "test") -> None:
+def play(server: Server, pack: Pack, participants: int, seed: int, *options: str, study: str = "test") -> str:
+    """What the command prints."""
     done = app(
         server.settings,
         *("simulate", "--url", server.url, "--study", study, "--pack", str(pack.directory)),
-        *("--participants", str(participants), "--seed", str(seed), *rates),
+        *("--participants", str(participants), "--seed", str(seed), *options),
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{participants} simulated participants finished {study}\n"
+    return done.stdout
 
 
-def results(server: Server) -> dict[str, Any]:
+def everybody(participants: int, study: str = "test") -> str:
+    return f"{participants} simulated participants finished {study}\n"
+
+
+def results(server: Server, data: str = "simulated") -> dict[str, Any]:
     with httpx2.Client(follow_redirects=True) as researcher:
         assert researcher.get(server.dashboard).status_code == 200
-        body: dict[str, Any] = researcher.get(f"{server.url}/results/test.json?data=simulated").json()
+        body: dict[str, Any] = researcher.get(f"{server.url}/results/test.json?data={data}").json()
     return body
 
 
@@ -75,7 +101,7 @@ def answers(settings: Settings, study: str) -> list[tuple[object, ...]]:
 def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
     fooled = {"undefended": 0.1, "distilled": 0.0, "gradient_regularized": 0.5}
     reasonable = {"undefended": 0.4, "distilled": 0.0, "gradient_regularized": 1.0}
-    play(
+    said = play(
         server,
         pack,
         8,
@@ -83,6 +109,7 @@ def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
         *("--fooled", *(f"{model}={rate}" for model, rate in fooled.items())),
         *("--reasonable", *(f"{model}={rate}" for model, rate in reasonable.items())),
     )
+    assert said == everybody(8)
     found = results(server)
     counts = found["participants"]
     assert (counts["started"], counts["finished"], counts["withdrawn"]) == (8, 8, 0)
@@ -101,6 +128,8 @@ def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
             assert inside.low <= asked <= inside.high, (model, outcome, rate)
             if asked in (0, 1):
                 assert rate["rate"] == asked, "certainty comes back exactly"
+    real = results(server, "real")
+    assert real["participants"]["started"] == real["responses"] == 0, "never mixed with real ones"
 
 
 @pytest.fixture
@@ -113,18 +142,95 @@ def twins(settings: Settings) -> None:
 @pytest.mark.usefixtures("twins")
 def test_a_seed_repeats_its_answers(settings: Settings, request: pytest.FixtureRequest, pack: Pack) -> None:
     server: Server = request.getfixturevalue("server")  # started once the studies are there
-    play(server, pack, 2, 5)
-    play(server, pack, 2, 5, study="twin")
+    differ = ("--sd-participant", "1", "--sd-image", "1", "--sd-pair-model", "1", "--rt-median-ms", "1500")
+    play(server, pack, 2, 5, *differ)
+    play(server, pack, 2, 5, *differ, study="twin")
     first = answers(settings, "test")
     assert len(first) == 2 * 32
     assert len({row[3] for row in first}) > 5, "all kinds of labels"
     assert answers(settings, "twin") == first
-    play(server, pack, 1, 5)
+    play(server, pack, 1, 5, *differ)
     both = answers(settings, "test")
     assert both[: len(first)] == first, "a second run with the same seed adds, it changes nothing"
     assert len(both) == 3 * 32
-    play(server, pack, 1, 6, study="other")
+    play(server, pack, 1, 6, *differ, study="other")
     assert answers(settings, "other") != first[:32]
+
+
+@pytest.fixture
+def strict(settings: Settings) -> None:
+    """The study with control images, and with all rules for exclusion."""
+    rules = "min_median_label_rt_ms = 400\nmax_same_label_share = 0.8\nmin_controls_right = 2"
+    study = re.sub(r"(?<=\[exclusions\]\n).*\n.*", rules, STUDY)
+    (settings.studies / "test.toml").write_text(study.replace("practice = 2", "practice = 2\ncontrols = 2"))
+
+
+RULES = {"too fast": "median response time", "one key": "one label in more than", "random keys": "control images"}
+
+
+@pytest.mark.usefixtures("strict")
+def test_dropouts_stay_unfinished_and_the_rules_catch_the_bad(
+    settings: Settings, request: pytest.FixtureRequest, pack: Pack
+) -> None:
+    server: Server = request.getfixturevalue("server")
+    people, seed = 14, 4
+    said = play(server, pack, people, seed, "--dropout", "0.3", "--bad", "0.5")
+    crowd = Crowd(dropout=0.3, bad=0.5)
+    habits = [crowd.draw(random.Random(f"{seed}/{i}/habits")) for i in range(people)]
+    kinds = Counter(h.kind for h in habits)
+    left = [h.leaves_at is not None for h in habits]
+    assert {*BAD, "attentive"} == {h.kind for h, gone in zip(habits, left, strict=True) if not gone}, (
+        "all here"
+    )
+    assert 2 <= sum(left) < people / 2
+    assert said == (
+        f"{people - sum(left)} simulated participants finished test, {sum(left)} dropped out\n"
+        f"Not in earnest: {kinds['one key']} one key, {kinds['random keys']} random keys, "
+        f"{kinds['too fast']} too fast\n"
+    )
+    database = Database(settings.database_url)
+    with database.read() as session:
+        study = definitions.active(session, "test")
+        assert study is not None
+        rows = monitor(session, study, definitions.of(study), "simulated").rows
+        remarks = [c for c in session.scalars(select(Comment.text)) if c]
+    database.close()
+    assert len(rows) == people
+    for row, habit, gone in zip(rows, habits, left, strict=True):
+        assert (row.state == "finished") == (row.finished_at is not None) == (not gone)
+        if gone:
+            assert row.answered < row.total or row.state == "commenting"
+            assert row.excluded is None
+        elif habit.kind == "attentive":
+            assert row.excluded is None
+        else:
+            assert row.excluded is not None, habit
+            assert RULES[habit.kind] in row.excluded
+    assert len({row.answered for row, gone in zip(rows, left, strict=True) if gone}) > 1, "anywhere"
+    assert all(text.startswith("Simulated: ") for text in remarks)
+    assert len(set(remarks)) > len(remarks) / 2
+
+
+def test_a_study_of_two_packs(
+    settings: Settings, request: pytest.FixtureRequest, pack: Pack, tmp_path: Path
+) -> None:
+    stimuli = tmp_path / "both"
+    other = make_pack(stimuli / "other-pack", name="other-pack", seed=1)
+    shutil.copytree(pack.directory, stimuli / "test-pack")
+    study = STUDY.replace('packs = ["test-pack"]', 'packs = ["test-pack", "other-pack"]')
+    (settings.studies / "test.toml").write_text(study)
+    with serving(replace(settings, stimuli=stimuli)) as server:
+        assert play(server, pack, 2, 1, "--pack", str(other.directory)) == everybody(2)
+        one = app(
+            settings, "simulate", "--url", server.url, "--study", "test", "--pack", str(other.directory)
+        )
+        assert (one.returncode, one.stderr.count("\n")) == (2, 1)
+        assert "is not in other-pack" in one.stderr
+        assert "needs a --pack for each" in one.stderr
+        models = [found["models"] for found in results(server)["packs"].values()]
+    shown = [sum(model["human_fooled"]["n"] for model in found.values()) for found in models]
+    assert sum(shown) == 60
+    assert all(shown)
 
 
 def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, tmp_path: Path) -> None:
@@ -220,6 +326,141 @@ def test_the_bot_gives_no_second_label_where_none_is_asked(pack: Pack) -> None:
     answer = next(bot(page, pack, ALL, random.Random(0)))
     assert isinstance(answer, Labels)
     assert (answer.label, answer.runner_up) == (stimulus.target_label, None)
+
+
+def label_all(
+    stimuli: list[Stimulus], pack: Pack, rates: Rates, rng: random.Random, habits: Habits = ATTENTIVE
+) -> tuple[list[Labels], list[Verdict]]:
+    """What a bot answers to these stimuli, shown and then judged in this order."""
+    pages = [
+        Page(state, pack.labels, ASKED, position, stimulus.sha256)
+        for state in ("labelling", "judging")
+        for position, stimulus in enumerate(stimuli, start=1)
+    ]
+    playing = bot(pages[0], pack, rates, rng, habits=habits)
+    found = [next(playing), *(playing.send(page) for page in pages[1:])]
+    return [a for a in found if isinstance(a, Labels)], [a for a in found if isinstance(a, Verdict)]
+
+
+def outcomes(stimuli: list[Stimulus], found: list[Labels]) -> tuple[list[bool], list[bool]]:
+    """Fooled, and reasonable, per answer."""
+    pairs = list(zip(stimuli, found, strict=True))
+    fooled = [a.label == s.target_label for s, a in pairs]
+    return fooled, [s.target_label in (a.label, a.runner_up) or a.label == "none" for s, a in pairs]
+
+
+EVERY_SPREAD = Spread(0.8, 0.5, 0.6, 0.4, 0.8, 0.5)
+
+
+def test_the_rates_are_the_averages_of_a_spread_population(pack: Pack) -> None:
+    """Over new participants and new images: each study draws its own, so studies are what varies independently."""
+    stimuli = [s for s in pack.stimuli if s.model == "undefended"]
+    means: list[tuple[float, float]] = []
+    for study in range(80):
+        rates = Rates({"undefended": 0.1}, {"undefended": 0.3}, EVERY_SPREAD, study)
+        both: list[tuple[list[bool], list[bool]]] = []
+        for person in range(9):
+            shown = stimuli[person::9]
+            labels, _ = label_all(shown, pack, rates, random.Random(f"{study}/{person}"))
+            both.append(outcomes(shown, labels))
+        means.append((mean(x for f, _ in both for x in f), mean(x for _, r in both for x in r)))
+    for asked, found in zip((0.1, 0.3), zip(*means, strict=True), strict=True):
+        error = stdev(found) / 80**0.5
+        assert error < 0.02
+        assert abs(mean(found) - asked) < 4 * error
+
+
+def test_whoever_is_fooled_more_easily_finds_more_reasonable(pack: Pack) -> None:
+    rates = Rates(PAPER_FOOLED, PAPER_REASONABLE, EVERY_SPREAD, 1)
+    for person in range(5):
+        for stimulus in pack.stimuli:
+            fooled, reasonable = rates.chances(person, pack.name, stimulus)
+            assert 0 <= fooled <= reasonable <= 1
+            if PAPER_FOOLED[stimulus.model] == 0:
+                assert fooled == 0
+    plain = Rates(PAPER_FOOLED, PAPER_REASONABLE).chances(1, pack.name, pack.stimuli[0])
+    model = pack.stimuli[0].model
+    assert plain == pytest.approx((PAPER_FOOLED[model], PAPER_REASONABLE[model]), abs=1e-12)
+
+
+def test_participants_differ_as_much_as_is_asked(pack: Pack) -> None:
+    stimuli = [s for s in pack.stimuli if s.model == "undefended"]
+    people = 100
+    for sd, low, high in ((0.0, 0.6, 1.5), (1.5, 8, 60)):
+        rates = Rates({}, {"undefended": 0.4}, replace(NO_SPREAD, participant=sd))
+        counts = [
+            sum(outcomes(stimuli, label_all(stimuli, pack, rates, random.Random(f"a/{i}"))[0])[1])
+            for i in range(people)
+        ]
+        assert low < stdev(counts) ** 2 / (len(stimuli) * 0.4 * 0.6) < high, "of the binomial variance"
+
+
+def test_images_are_as_hard_for_everybody(pack: Pack) -> None:
+    """Their effects are the seed's: what one crowd finds easy to mistake, another does; with another seed not."""
+    stimuli = [s for s in pack.stimuli if s.model == "undefended"]
+
+    def per_image(crowd: str, seed: int, spread: Spread) -> Floats:
+        rates = Rates({}, {"undefended": 0.4}, spread, seed)
+        played = [label_all(stimuli, pack, rates, random.Random(f"{crowd}/{i}"))[0] for i in range(60)]
+        return np.asarray(np.mean([outcomes(stimuli, found)[1] for found in played], axis=0), float)
+
+    spread = replace(NO_SPREAD, pair=2.0)
+    once = per_image("a", 1, spread)
+    assert np.corrcoef(once, per_image("b", 1, spread))[0, 1] > 0.9
+    assert abs(np.corrcoef(once, per_image("b", 2, spread))[0, 1]) < 0.35
+    by_source = per_image("a", 1, replace(NO_SPREAD, image=2.0)).reshape(
+        -1, 3
+    )  # three targets of each source
+    assert by_source.mean(axis=1).std() > 3 * by_source.std(axis=1).mean(), "shared by an image's targets"
+
+
+def test_answers_take_their_time(pack: Pack) -> None:
+    stimuli = [s for s in pack.stimuli if s.model == "undefended"][:30]
+    crowd = Crowd(rt_median_ms=3000)
+    labelling, judging = [], []
+    for i in range(200):
+        habits = crowd.draw(random.Random(f"habits/{i}"))
+        first, second = label_all(stimuli, pack, Rates({}, {}), random.Random(i), habits)
+        labelling.append([a.rt_ms for a in first])
+        judging.append([a.rt_ms for a in second])
+    times, verdicts = np.array(labelling), np.array(judging)
+    own = np.median(times, axis=1)
+    assert np.median(own) == pytest.approx(3000, rel=0.08)
+    assert np.log(own).std() == pytest.approx(0.3, abs=0.06), "people differ"
+    assert np.median(times[:, :5]) > 1.2 * np.median(times[:, -5:]), "and become faster"
+    assert np.median(verdicts) == pytest.approx(0.6 * np.median(times), rel=0.08)
+    fast, _ = label_all(stimuli, pack, Rates({}, {}), random.Random(0), Habits("too fast"))
+    assert median(a.rt_ms for a in fast) < 400
+
+
+def test_bad_participants_look_at_nothing(pack: Pack) -> None:
+    stimuli = [s for s in pack.stimuli if s.model == "undefended"]
+    labels, verdicts = label_all(stimuli, pack, ALL, random.Random(1), Habits("one key"))
+    assert len({(a.label, a.runner_up) for a in labels}) == len({v.plausible for v in verdicts}) == 1
+    assert labels[0].label != labels[0].runner_up
+    for kind in ("random keys", "too fast"):
+        labels, verdicts = label_all(stimuli, pack, ALL, random.Random(1), Habits(kind))
+        used = Counter(a.label for a in labels)
+        assert set(used) == {*pack.labels, "none"}
+        assert max(used.values()) < len(stimuli) / 3
+        assert len({v.plausible for v in verdicts}) == 2
+        assert all((a.runner_up == "none") if a.label == "none" else a.runner_up != a.label for a in labels)
+
+
+def test_a_share_of_the_crowd_leaves_the_others_as_they_were() -> None:
+    def draw(crowd: Crowd) -> list[Habits]:
+        return [crowd.draw(random.Random(f"0/{i}/habits")) for i in range(2000)]
+
+    plain, some = draw(Crowd()), draw(Crowd(dropout=0.2, bad=0.3))
+    assert {h.kind for h in plain} == {"attentive"}
+    assert {h.leaves_at for h in plain} == {None}
+    assert [h.rt_median_ms for h in plain] == [h.rt_median_ms for h in some]
+    kinds = Counter(h.kind for h in some)
+    for kind in BAD:
+        assert binomtest(kinds[kind], 2000, 0.1).pvalue > 1e-3
+    leaving = [h.leaves_at for h in some if h.leaves_at is not None]
+    assert binomtest(len(leaving), 2000, 0.2).pvalue > 1e-3
+    assert kstest(leaving, "uniform").pvalue > 1e-3, "at any point"
 
 
 Handler = Callable[[httpx2.Request], httpx2.Response]
