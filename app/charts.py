@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import pairwise
 
 from app.figures import (
     COLORS,
@@ -35,6 +34,8 @@ PARTS = {  # fill; apart in lightness, for grey print, and the lightest is hatch
 }
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # seconds
 AXES = ((25, 5), (50, 10), (75, 25), (100, 25))  # percent: where an axis ends, and its steps
+TIMES_KEY = "dot: median; thick line: 25 to 75 % of the answers; thin line: 10 to 90 %"
+ROWS, COLUMNS = "← original label", "network’s answer →"
 TINY = 9
 
 
@@ -105,11 +106,9 @@ def thirds_figure(thirds: dict[str, dict[str, list[Rate]]], outcome: str, headin
     def y_of(rate: float) -> float:
         return bottom - (bottom - top) * 100 * rate / ceiling
 
-    for value in range(0, ceiling + 1, step):
-        canvas.grid(left, y_of(value / 100), right, y_of(value / 100))
-        canvas.text(
-            left - 6, y_of(value / 100), f"{value}" + (" %" if value == ceiling else ""), "end", SMALL
-        )
+    for tick in range(0, ceiling + 1, step):
+        canvas.grid(left, y_of(tick / 100), right, y_of(tick / 100))
+        canvas.text(left - 6, y_of(tick / 100), f"{tick}" + (" %" if tick == ceiling else ""), "end", SMALL)
     for i, third in enumerate(THIRDS):
         canvas.text(left + pitch * (i + 0.5), bottom + 14, third, "middle")
     places = dict(
@@ -117,25 +116,18 @@ def thirds_figure(thirds: dict[str, dict[str, list[Rate]]], outcome: str, headin
     )
     for k, (name, of) in enumerate(found.items()):
         color = COLORS.get(name, OTHER)
-        points = [
-            (
-                left + pitch * (i + 0.5) + dodge * (k - (len(found) - 1) / 2),
-                y_of(r[0]),
-                y_of(r[1]),
-                y_of(r[2]),
-            )
-            for i, r in of
-        ]
-        for (xa, ya, _, _), (xb, yb, _, _) in pairwise(points):
-            canvas.line(xa, ya, xb, yb, color, 2)
-        for x, y, low, high in points:
+        shift = dodge * (k - (len(found) - 1) / 2)
+        points = {i: (left + pitch * (i + 0.5) + shift, *map(y_of, rate)) for i, rate in of}
+        for i, (x, y, low, high) in points.items():
+            if i + 1 in points:
+                canvas.line(x, y, *points[i + 1][:2], color, 2)
             canvas.line(x, low, x, high, color, 2.5, round_ends=True).set("stroke-opacity", "0.6")
+        for x, y, _, _ in points.values():
             canvas.dot(x, y, color)
         place = places[name]
-        if points:
-            canvas.line(points[-1][0] + 7, points[-1][1], right + 6, place, color, 1).set(
-                "stroke-opacity", "0.7"
-            )
+        if of:
+            x, y, _, _ = points[of[-1][0]]
+            canvas.line(x + 7, y, right + 6, place, color, 1).set("stroke-opacity", "0.7")
         said = ends[k][1]
         canvas.text(right + 10 + value, place, said, "end")
         canvas.text(right + 16 + value, place, wrapped(name, WIDTH - right - 16 - value, 1)[0])
@@ -193,7 +185,7 @@ def digits_figure(
             for name in names
             if rates.get(name)
         ]
-    _scale(canvas, canvas.height - 12)
+    _scale(canvas, "percent of n answers; – no answers yet")
     return canvas.finish(title, _sentences(words))
 
 
@@ -207,7 +199,8 @@ def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str
     width = (WIDTH - gap) / 2 - left
     cell, height = width / max(1, len(labels)), 22
     above = 40 + _header_height(labels, cell)
-    panel = above + height * len(labels) + 22
+    rows_named = text_width(ROWS, SMALL)
+    panel = above + max(height * len(labels), rows_named) + 22
     counted = [f"{count}/{n}" for rows in pairs.values() for row in rows for count, n in row if n]
     written = max((text_width(said, TINY) for said in counted), default=0) <= cell - 2
     canvas = Canvas(panel * math.ceil(len(names) / 2) + 18)
@@ -215,8 +208,8 @@ def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str
     for k, (name, rows) in enumerate(pairs.items()):
         x0, y0 = left + (k % 2) * (width + left + gap), panel * (k // 2) + above
         canvas.text(x0, y0 - above + 8, wrapped(name, width, 1)[0])
-        canvas.text(x0, y0 - above + 26, "network’s answer →", size=SMALL)
-        canvas.upright(x0 - side - 8, y0 + text_width("← original label", SMALL), "← original label")
+        canvas.text(x0, y0 - above + 26, COLUMNS, size=SMALL)
+        canvas.upright(x0 - side - 8, y0 + rows_named, ROWS)
         _header(canvas, labels, x0, y0, cell)
         said = []
         for i, (label, row) in enumerate(zip(labels, rows, strict=True)):
@@ -236,7 +229,7 @@ def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str
                 else:
                     canvas.text(x + cell / 2, y + height / 2, "–", "middle", TINY).set("fill-opacity", "0.5")
         words.append(f"{_spaced(name)}: {', '.join(said)}." if said else f"{_spaced(name)}: {NO_ANSWERS}.")
-    _scale(canvas, canvas.height - 12)
+    _scale(canvas, "count/answers; – no answers" if written else "– no answers")
     if any(n for rows in pairs.values() for row in rows for _, n in row):
         words.append("Pairs that are not named have no answers.")
     return canvas.finish(title, _sentences(words))
@@ -247,8 +240,9 @@ def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times], title
     names = list(label_ms)
     left, top, row = names_width(names) + 14, 44, 40
     bottom = top + row * (len(names) - 1) + 18
-    canvas = Canvas(bottom + 22)
+    canvas = Canvas(bottom + 46)
     canvas.names(names, left - 14, top, row)
+    canvas.text(0, canvas.height - 8, TIMES_KEY, size=SMALL)
     pitch = (WIDTH - left) / 2
     seconds = [
         q / 1000
@@ -258,7 +252,7 @@ def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times], title
         for q in t.quantiles
         if q > 0
     ]
-    first = max((t for t in TICKS if t <= min(seconds, default=1)), default=TICKS[0])
+    first = max((t for t in TICKS[:-1] if t <= min(seconds, default=1)), default=TICKS[0])
     last = min((t for t in TICKS if t >= max(seconds, default=10) and t > first), default=TICKS[-1])
     ticks = [t for t in TICKS if first <= t <= last]
     words = []
@@ -302,13 +296,20 @@ def in_seconds(ms: float) -> str:
     return f"{seconds.quantize(step, ROUND_HALF_UP)} s"
 
 
-def _scale(canvas: Canvas, y: float) -> None:
-    """What the colors mean, at the right edge."""
+def _scale(canvas: Canvas, key: str) -> None:
+    """Along the bottom: what the cells say, and at the right edge what their colors mean."""
+    y = canvas.height - 12
+    canvas.text(0, y, key, size=SMALL)
     width, steps = 160, 40
     x0 = WIDTH - 40 - width
     for i in range(steps):
-        x = x0 + width * i / steps
-        canvas.rect(x, y - 5, x0 + width - x, 10, viridis(i / (steps - 1)))
+        canvas.rect(
+            x0 + width * i / steps,
+            y - 5,
+            width / steps + (0.5 if i < steps - 1 else 0),
+            10,
+            viridis(i / (steps - 1)),
+        )
     canvas.text(x0 - 6, y, "0", "end", SMALL)
     canvas.text(WIDTH - 34, y, "100 %", size=SMALL)
 

@@ -250,11 +250,12 @@ def rates_figure(models: dict[str, dict[str, Rate]], outcomes: dict[str, str], t
     bottom = top + row * (len(names) - 1) + 26
     canvas = Canvas(bottom + 22)
     canvas.names(names, left - 14, top, row)
-    pitch = (WIDTH - left) / max(1, len(outcomes))
+    gap = 44  # between panels
+    width = (WIDTH - left - 30 + gap) / max(1, len(outcomes)) - gap
     explained = False
     for i, (outcome, heading) in enumerate(outcomes.items()):
-        x0, width = left + i * pitch + 6, pitch - 46
-        for j, line in enumerate(wrapped(heading, pitch - 12)):
+        x0 = left + i * (width + gap) + 6
+        for j, line in enumerate(wrapped(heading, width + gap - 12)):
             canvas.text(x0, 8 + 13 * j, line)
         percent_axis(canvas, x0, width, top - 22, bottom)
         levels = []  # of chance: (x, y)
