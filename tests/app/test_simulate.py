@@ -165,7 +165,11 @@ def strict(settings: Settings) -> None:
     (settings.studies / "test.toml").write_text(study.replace("practice = 2", "practice = 2\ncontrols = 2"))
 
 
-RULES = {"too fast": "median response time", "one key": "one label in more than", "random keys": "control images"}
+RULES = {
+    "too fast": "median response time",
+    "one key": "one label in more than",
+    "random keys": "control images",
+}
 
 
 @pytest.mark.usefixtures("strict")
