@@ -117,17 +117,19 @@ def thirds_figure(thirds: dict[str, dict[str, list[Rate]]], outcome: str, headin
     for k, (name, of) in enumerate(found.items()):
         color = COLORS.get(name, OTHER)
         shift = dodge * (k - (len(found) - 1) / 2)
-        points = {i: (left + pitch * (i + 0.5) + shift, *map(y_of, rate)) for i, rate in of}
+        points = {
+            i: (left + pitch * (i + 0.5) + shift, y_of(rate), y_of(low), y_of(high))
+            for i, (rate, low, high) in of
+        }
         for i, (x, y, low, high) in points.items():
             if i + 1 in points:
-                canvas.line(x, y, *points[i + 1][:2], color, 2)
-            canvas.line(x, low, x, high, color, 2.5, round_ends=True).set("stroke-opacity", "0.6")
-        for x, y, _, _ in points.values():
+                canvas.line(x, y, points[i + 1][0], points[i + 1][1], color, 3)
+            canvas.line(x, low, x, high, color, 1.5, round_ends=True)
             canvas.dot(x, y, color)
         place = places[name]
         if of:
             x, y, _, _ = points[of[-1][0]]
-            canvas.line(x + 7, y, right + 6, place, color, 1).set("stroke-opacity", "0.7")
+            canvas.line(x + 7, y, right + 6, place, color, 0.75)
         said = ends[k][1]
         canvas.text(right + 10 + value, place, said, "end")
         canvas.text(right + 16 + value, place, wrapped(name, WIDTH - right - 16 - value, 1)[0])

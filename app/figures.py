@@ -1,11 +1,12 @@
 """The dashboard's figures: SVG that takes its text color and typeface from the page, light, dark or print.
 
 They are written element by element: a figure has hundreds of small texts, which cost matplotlib a millisecond each.
-No element has a style or an id (but for what `Canvas.hatch` makes), so that any number of them share a page.
+No element has a style, and none but a hatching has an id, so that any number of figures share a page.
 """
 
 import math
 import unicodedata
+from functools import lru_cache
 from hashlib import sha256
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
@@ -172,6 +173,7 @@ def text_width(words: str, size: float = SIZE) -> float:
     return size * sum(map(_em, words))
 
 
+@lru_cache(1024)
 def _em(character: str) -> float:
     if unicodedata.east_asian_width(character) in "WF":
         return 1.05
