@@ -15,7 +15,7 @@ import uvicorn
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import auth, power, progress, results, settings
+from app import auth, bundle, power, progress, results, settings
 from app import definition as definitions
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.db import Database
@@ -132,11 +132,14 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_power)
 
     export = commands.add_parser(
-        "export", help="write a study's results.json and responses.csv into a folder"
+        "export", help="write a study's results.json, responses.csv and all of export.zip into a folder"
     )
     export.add_argument("--study", default="mnist")
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
     export.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
+    export.add_argument("--zip", action="store_true", help="write export.zip into DIR instead of its files")
+    export.add_argument("--comments", action="store_true", help="with participants' comments")
+    export.add_argument("--recruiter-ids", action="store_true", help="with the ids from recruiters' links")
     export.set_defaults(run=_export)
     return parser
 
@@ -212,11 +215,17 @@ def _serve(args: argparse.Namespace) -> int:
 def _listen(host: str, port: int) -> socket.socket:
     """The address is taken before anything else is done, so that a busy port is one clear line."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {host} port {port}: {error.strerror}; try --port or PORT"
         ) from None
+    # Connections inherit it. Asyncio sets it only on sockets that name their protocol, which this one does not; without
+    # it a reply's last part waits for the client's delayed acknowledgement, some 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _import_pack(args: argparse.Namespace) -> int:
@@ -288,7 +297,7 @@ def _export(args: argparse.Namespace) -> int:
     database = Database(config.database_url)
     try:
         database.migrate()
-        with database.read() as session:
+        with database.read_instant() as session:
             study = definitions.active(session, args.study)
             if study is None:
                 raise ValueError(f"there is no study {args.study!r} in this database")
@@ -298,6 +307,12 @@ def _export(args: argparse.Namespace) -> int:
             excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
             with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
                 file.writelines(responses_csv(session, study, found.data, excluded))
+            more = {"comments": args.comments, "recruiter_ids": args.recruiter_ids}
+            if args.zip:
+                with (args.out / "export.zip").open("wb") as archive:
+                    bundle.write_zip(archive, session, found, **more)
+            else:
+                bundle.write_folder(args.out, session, found, **more)
     finally:
         database.close()
     print(f"{args.out}: results.json and responses.csv of {found.responses} responses ({found.data})")

@@ -45,6 +45,14 @@ class Database:
             yield session
 
     @contextmanager
+    def read_instant(self) -> Iterator[Session]:
+        """A session whose every statement sees the database as it was at the first, as on SQLite all do."""
+        with self.read() as session:
+            if self.engine.dialect.name != "sqlite":
+                session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            yield session
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         """A session whose caller commits; what is not committed is rolled back.
 

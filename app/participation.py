@@ -38,6 +38,16 @@ class Refusal(Exception):
         return translate(SOURCE, self.message, **self.values)
 
 
+def questions_of(definition: Definition, runner_up_first: bool) -> list[str]:
+    """The study's questions in the order in which one participant is asked."""
+    asked: list[str] = list(definition.questions)
+    if "runner_up" in asked:
+        first, second = sorted((asked.index("label"), asked.index("runner_up")))
+        pair = ("runner_up", "label") if runner_up_first else ("label", "runner_up")
+        asked[first], asked[second] = pair
+    return asked
+
+
 @dataclass(frozen=True)
 class TrialView:
     id: int
@@ -64,12 +74,7 @@ class SessionView:
     @property
     def questions(self) -> list[str]:
         """The questions in the order in which this participant is asked."""
-        asked: list[str] = list(self.definition.questions)
-        if "runner_up" in asked:
-            first, second = sorted((asked.index("label"), asked.index("runner_up")))
-            pair = ("runner_up", "label") if self.participant.runner_up_first else ("label", "runner_up")
-            asked[first], asked[second] = pair
-        return asked
+        return questions_of(self.definition, self.participant.runner_up_first)
 
     @property
     def next_position(self) -> int | None:
