@@ -237,13 +237,8 @@ def run(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary) -> st
     if args.seed < 0:
         raise ValueError("--seed must not be negative")
     spread = Spread(**{field.name: getattr(args, f"sd_{field.name}") for field in fields(Spread)})
-    models, rates = zip(
-        *(
-            given or paper_rate(model, primary.outcome)
-            for given, model in ((args.a, primary.a), (args.b, primary.b))
-        ),
-        strict=True,
-    )
+    asked = (args.a, primary.a), (args.b, primary.b)
+    models, rates = zip(*(given or paper_rate(model, primary.outcome) for given, model in asked), strict=True)
     participants = sorted(set(args.participants))
     designs = min(args.replicates, 20)
     drawn = design(
@@ -256,13 +251,10 @@ def run(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary) -> st
         svg.parent.mkdir(parents=True, exist_ok=True)
         svg.write_text(figure(found, args.power, f"Power: {title}"))
         if svg != args.out:
-            numbers = {
+            numbers = {name: getattr(args, name) for name in ("alpha", "replicates", "seed")} | {
                 "models": dict(zip(models, rates, strict=True)),
                 "pack": primary.pack,
                 "spread": asdict(spread),
-                "alpha": args.alpha,
-                "replicates": args.replicates,
-                "seed": args.seed,
                 "powers": [asdict(power) for power in found],
             }
             (args.out / "power.json").write_text(json.dumps(numbers, indent=1) + "\n")

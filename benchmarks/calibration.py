@@ -156,19 +156,20 @@ def page_covers(answers: Bools, source: Ints, mask: Bools, truth: float) -> Bool
 
 
 def image_covers(answers: Bools, pair: Ints, truth: Floats) -> Bools:
-    """Whether `stats.wilson` of each image seen has its rate over new people: truth, (replicates, pairs)."""
+    """Whether the interval of each image seen has its rate over new people: truth, (replicates, pairs)."""
     pairs = truth.shape[1]
     key = (pair + pairs * np.arange(len(pair))[:, None, None]).ravel()
     n = np.bincount(key, minlength=truth.size)
     count = np.bincount(key, answers.ravel(), minlength=truth.size).astype(np.int64)
     seen = n > 0
     low, high = np.array(
-        [wilson(c, m) for c, m in zip(count[seen].tolist(), n[seen].tolist(), strict=True)]
+        [of_one_image(c, m) for c, m in zip(count[seen].tolist(), n[seen].tolist(), strict=True)]
     ).T
     return np.asarray((low <= truth.ravel()[seen]) & (truth.ravel()[seen] <= high))
 
 
 wilson = lru_cache(maxsize=None)(stats.wilson)
+of_one_image = wilson  # the interval that app.views gives a single image
 fisher = lru_cache(maxsize=None)(stats.fisher)
 pooled_z = lru_cache(maxsize=None)(stats.pooled_z)
 
