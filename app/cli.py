@@ -222,8 +222,8 @@ def _listen(host: str, port: int) -> socket.socket:
         raise SettingsError(
             f"cannot listen on {host} port {port}: {error.strerror}; try --port or PORT"
         ) from None
-    # Connections inherit it. Asyncio sets it only on sockets that name their protocol, which this one does not; without
-    # it a reply's last part waits for the client's delayed acknowledgement, some 40 ms.
+    # Connections inherit it. Asyncio sets it only on sockets that name their protocol, which this one does not;
+    # without it a reply's last part waits for the client's delayed acknowledgement, some 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

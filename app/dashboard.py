@@ -1,40 +1,33 @@
 """The researcher's pages and downloads."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app import auth, printed, progress, results
 from app import definition as definitions
+from app.db import Database
 from app.definition import Definition
 from app.export import responses_csv
-from app.figures import rates_figure
 from app.models import Participant, Study, Unmasking
-from app.observations import Data
+from app.observations import Data, Memory
 from app.outcomes import OUTCOMES
 from app.participation import Refusal
-from app.results import PackResults, Results
+from app.results import Results
+from app.sheet import FINDINGS, sheet
 from app.web import Db, now, render
 
 router = APIRouter()
 researcher = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
-FIGURE_OUTCOMES = {
-    "human_fooled": "Human fooled",
-    "mistake_reasonable": "Mistake reasonable",
-    "mistake_reasonable_direct": "Judged reasonable when asked",
-}
-# The primary comparison as a sentence: "<whose> A <did> ... than <others'> B".
-FINDINGS = {
-    "human_fooled": ("images made for", "fooled participants", "those made for"),
-    "mistake_reasonable": ("mistakes of", "counted as reasonable", "those of"),
-    "mistake_reasonable_direct": ("mistakes of", "were judged reasonable", "those of"),
-}
+PEOPLE = 100  # rows of the monitor, the latest first
 
 
 @dataclass(frozen=True)
@@ -64,6 +57,14 @@ def which(
 
 
 Selected = Annotated[Which, Depends(which)]
+
+
+def memory(request: Request) -> Memory:
+    found: Memory = request.app.state.memory
+    return found
+
+
+Mem = Annotated[Memory, Depends(memory)]
 
 
 @router.get("/signin", include_in_schema=False)
@@ -110,56 +111,61 @@ def overview(request: Request, db: Db) -> Response:
 
 
 @researcher.get("/results/{slug}.json")
-def as_json(selected: Selected, db: Db) -> Response:
+def as_json(selected: Selected, db: Db, memory: Mem) -> Response:
     with db.read() as session:
-        found = _results(session, selected)
+        found = shown(session, selected, db, memory)
     return JSONResponse(results.results_json(found), headers={"Cache-Control": "no-store"})
 
 
 @researcher.get("/results/{slug}", response_class=HTMLResponse, include_in_schema=False)
-def dashboard(request: Request, selected: Selected, db: Db) -> Response:
+def dashboard(
+    request: Request, selected: Selected, db: Db, memory: Mem, people: Literal["all"] | None = None
+) -> Response:
     with db.read() as session:
-        found = _results(session, selected)
+        found = shown(session, selected, db, memory)
+        drawn = sheet(session, found)
         versions = session.scalars(
             select(Study)
             .where(Study.slug == selected.slug)
             .order_by(Study.activated_at.desc(), Study.id.desc())
         ).all()
         kinds = progress.kinds(session, found.study)
-    figures = {
-        name: rates_figure(
-            pack.models,
-            {k: v for k, v in FIGURE_OUTCOMES.items() if k not in _not_asked(found.definition)},
-            f"Rates per model with 95 % intervals, {name}",
-        )
-        for name, pack in found.packs.items()
-    }
+    latest = sorted(found.progress, key=lambda p: (p.last_seen_at, p.number), reverse=True)
     return render(
         request,
         "results.html",
-        results=found,
+        sheet=drawn,
+        shown=latest if people else latest[:PEOPLE],
         versions=versions,
         kinds=kinds,
-        figures=figures,
-        notes={name: _notes(pack) for name, pack in found.packs.items()},
-        printed=printed,
-        outcomes={name: (o.title, o.meaning) for name, o in OUTCOMES.items()},
-        findings=FINDINGS,
-        not_asked=_not_asked(found.definition),
+        picture="/stimuli/{}.png".format,
+        link=lambda image: f"/results/{selected.slug}/images/{image.sha256}?{query(found)}",
+        **wording(),
     )
 
 
+def wording() -> dict[str, Any]:
+    """What the templates of results need besides the results."""
+    return {"printed": printed, "outcomes": OUTCOMES, "findings": FINDINGS}
+
+
+def query(found: Results) -> str:
+    """The part of an address that names a version and a kind of participants."""
+    return f"version={found.study.version}&data={found.data}"
+
+
 @researcher.get("/results/{slug}/responses.csv")
-def as_csv(selected: Selected, db: Db) -> Response:
+def as_csv(selected: Selected, db: Db, memory: Mem) -> Response:
     with db.read() as session:
-        study, data = _selected(session, selected)
+        study, data = select_study(session, selected)
 
     def lines() -> Iterator[str]:
         # One reading session, so that the rows and who is excluded are of the same instant.
         with db.read() as session:
-            here, _ = _selected(session, selected)
-            people = progress.monitor(session, here, definitions.of(here), data)
-            yield from responses_csv(session, study, data, people.excluded_pseudonyms)
+            here, _ = select_study(session, selected)
+            with memory.lock:
+                people = progress.monitor(session, here, definitions.of(here), data, memory)
+            yield from responses_csv(session, here, data, people.excluded_pseudonyms)
 
     name = f"{study.slug}-{study.version}-{data}.csv"
     return StreamingResponse(
@@ -170,23 +176,41 @@ def as_csv(selected: Selected, db: Db) -> Response:
 
 
 @researcher.post("/results/{slug}/unmask")
-def unmask(selected: Selected, db: Db) -> Response:
+def unmask(selected: Selected, db: Db, memory: Mem) -> Response:
     """Show the comparisons before the target N; when, and at how many participants, is kept for ever."""
-    with db.write() as session:
-        found = _results(session, selected)
-        if found.masked:
-            session.add(
-                Unmasking(
-                    study_id=found.study.id, simulated=found.data == "simulated", at=now(), n=found.included
-                )
+    with db.read() as session:
+        found = results.compute(session, *select_study(session, selected), memory, now())
+    if found.masked:
+        _record_unmasking(db, found)
+    return RedirectResponse(f"/results/{selected.slug}?{query(found)}", status_code=303)
+
+
+def shown(session: Session, selected: Which, db: Database, memory: Memory) -> Results:
+    """The results that a page, a file or a program is about to show; that they were once shown is recorded.
+
+    What has been seen cannot be masked again, should somebody withdraw after the target N was reached.
+    """
+    found = results.compute(session, *select_study(session, selected), memory, now())
+    if not found.masked and not found.seen_before:
+        _record_unmasking(db, found)
+    return found
+
+
+def _record_unmasking(db: Database, found: Results) -> None:
+    with db.write() as session, suppress(IntegrityError):  # two at once: the first is on record
+        session.add(
+            Unmasking(
+                study_id=found.study.id,
+                simulated=found.data == "simulated",
+                at=found.summary.at,
+                n=found.included,
             )
-            session.commit()
-    return RedirectResponse(
-        f"/results/{selected.slug}?version={found.study.version}&data={found.data}", status_code=303
-    )
+        )
+        session.commit()
 
 
-def _selected(session: Session, selected: Which) -> tuple[Study, Data]:
+def select_study(session: Session, selected: Which) -> tuple[Study, Data]:
+    """The version and kind of participants that an address names. Raises Refusal 404."""
     if selected.version:
         study = session.scalar(
             select(Study).where(Study.slug == selected.slug, Study.sha256.startswith(selected.version))
@@ -196,27 +220,6 @@ def _selected(session: Session, selected: Which) -> tuple[Study, Data]:
     if study is None:
         raise Refusal(404, f"There is no such study or version here: {selected.slug!r}.")
     return study, selected.data or progress.default_data(session, study)
-
-
-def _results(session: Session, selected: Which) -> Results:
-    return results.compute(session, *_selected(session, selected))
-
-
-def _not_asked(definition: Definition) -> frozenset[str]:
-    """The outcomes that this study does not ask about."""
-    return frozenset(outcome for outcome in OUTCOMES if not definition.asks(outcome))
-
-
-def _notes(pack: PackResults) -> list[str]:
-    """What the intervals of a pack cannot account for, each once."""
-    models: dict[str, list[str]] = {}
-    for model, rates in pack.models.items():
-        for reason in dict.fromkeys(r.reason for r in rates.values() if r.n and r.reason):
-            models.setdefault(reason, []).append(model.replace("_", " "))
-    return [
-        reason if len(named) == len(pack.models) else f"{', '.join(named)}: {reason}"
-        for reason, named in models.items()
-    ]
 
 
 router.include_router(researcher)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from statistics import median
+from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Row, select
 from sqlalchemy.orm import Session
 
 from app import observations
@@ -145,6 +146,24 @@ def monitor(
         .where(*observations.belonging(study, data))
         .order_by(Participant.number)
     ).all()
+    version = tuple((p.id, p.last_seen_at, p.finished_at, p.withdrawn_at) for p in people)
+    found: Monitor = memory.get(
+        ("monitor", study.id, data),
+        version,
+        lambda: _monitor(session, study, definition, data, memory, people, version),
+    )
+    return found
+
+
+def _monitor(
+    session: Session,
+    study: Study,
+    definition: Definition,
+    data: Data,
+    memory: Memory,
+    people: Sequence[Row[*tuple[Any, ...]]],
+    version: tuple[object, ...],
+) -> Monitor:
     keys = {p.id: (p.last_seen_at, p.finished_at) for p in people if not p.withdrawn_at}
     seen = observations.seen(session, study, data, keys, memory)
     rows: list[Progress] = []
@@ -175,7 +194,6 @@ def monitor(
             )
         )
     answers = observations.columns([(p.number, seen[p.id]) for p in people if p.id in seen])
-    version = tuple((p.id, p.last_seen_at, p.finished_at, p.withdrawn_at) for p in people)
     return Monitor(rows, answers, version)
 
 

@@ -92,8 +92,10 @@ class Results:
     withdrawn: int
     responses: int
     included: int  # finished and not excluded
+    labels: list[str]  # that could be chosen
     masked: bool
     unmasking: Unmasking | None  # before the target N
+    seen_before: bool  # the comparisons have been shown, at the target N or before
     looks: list[Look]  # empty where the study file declares none
     packs: dict[str, PackResults]
     progress: list[progress.Progress]
@@ -133,8 +135,10 @@ def compute(
         withdrawn=people.count("withdrawn"),
         responses=len(people.answers),
         included=len(complete),
+        labels=list(study.packs[0].pack.labels),
         masked=masked,
         unmasking=unmasking if unmasking is not None and unmasking.n < target else None,
+        seen_before=unmasking is not None,
         looks=looks,
         packs=packs,
         progress=people.rows,
@@ -254,8 +258,12 @@ def _differences(a: Sample, b: Sample) -> list[Fraction]:
         for column in (sample.count, sample.n)
     )
     both = (n_a > 0) & (n_b > 0)
-    columns = zip(*(column[both].tolist() for column in (count_a, n_a, count_b, n_b)), strict=True)
-    return [Fraction(x, n) - Fraction(y, m) for x, n, y, m in columns]
+    table = np.stack([column[both] for column in (count_a, n_a, count_b, n_b)], axis=1)
+    kinds, kind = np.unique(
+        table, axis=0, return_inverse=True
+    )  # many participants, few different differences
+    fractions = [Fraction(x, n) - Fraction(y, m) for x, n, y, m in kinds.tolist()]
+    return [fractions[i] for i in kind.ravel().tolist()]
 
 
 def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:

@@ -114,15 +114,18 @@ class NewImages:
 def rate(sample: Sample, level: float = 0.95) -> Rate:
     """Rate of an outcome, with Wilson's interval on the effective number of answers n / deff.
 
-    deff = max(1, V / (p (1 - p) / n)), where V is the two-way (participant, source image) cluster-robust
-    variance of the mean, as in `new_images_test`. At a rate of 0 or 1 the answers show no spread to estimate
-    V from, and deff is 1. One participant, or one source image, does not show how much they differ: V then
-    comes from the other direction alone and `reason` says what the interval leaves out.
+    deff = max(1, V / (p (1 - p) / n) (t / z)^2), where V is the two-way (participant, source image)
+    cluster-robust variance of the mean, as in `new_images_test`, and t and z are the quantiles of Student's
+    distribution with min(participants, images) - 1 degrees of freedom and of the normal: few clusters show V
+    only roughly. At a rate of 0 or 1 the answers show no spread to estimate V from, and deff is 1. One
+    participant, or one source image, does not show how much they differ: V then comes from the other
+    direction alone, t / z is left out, and `reason` says what the interval leaves out.
 
     Raises ValueError for a cell with a count outside 0..n and for a level outside (0, 1).
 
-    Wilson, JASA 22 (1927) 209; deff: Kish, Survey Sampling (1965); intervals on n / deff: Korn and Graubard,
-    Survey Methodology 24 (1998) 193; two-way variance: Cameron, Gelbach and Miller, JBES 29 (2011) 238.
+    Wilson, JASA 22 (1927) 209; deff: Kish, Survey Sampling (1965); intervals on n / deff and (t / z)^2: Korn
+    and Graubard, Survey Methodology 24 (1998) 193; two-way variance: Cameron, Gelbach and Miller, JBES 29
+    (2011) 238.
     """
     _check_level(level)
     participants, images, count, n = _columns(sample)
@@ -133,7 +136,9 @@ def rate(sample: Sample, level: float = 0.95) -> Rate:
     p = successes / total
     deff = 1.0
     if 0 < successes < total:
-        deff = max(1.0, two_way.variance * total / (p * (1 - p)))
+        df = min(two_way.participants, two_way.images) - 1
+        few = stats.t.ppf((1 - level) / 2, df) / stats.norm.ppf((1 - level) / 2) if df else 1.0
+        deff = max(1.0, two_way.variance * total / (p * (1 - p)) * float(few) ** 2)
     low, high = _wilson(p, total / deff, level)
     return Rate(successes, total, p, low, high, deff, _left_out(two_way))
 
@@ -263,15 +268,19 @@ def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
     return _probability(2 * float(stats.norm.sf(math.sqrt(squared))))
 
 
-def wilson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for `count` of n > 0 independent answers, such as different people's on one image.
+def exact_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's interval for `count` of n > 0 independent answers: different people's on one image.
 
-    Raises ValueError for a count outside 0..n or a level outside (0, 1). Wilson, JASA 22 (1927) 209.
+    Wide, and never too narrow, which Wilson's is for one to three answers (docs/calibration.md). Raises
+    ValueError for a count outside 0..n or a level outside (0, 1). Clopper and Pearson, Biometrika 26 (1934) 404.
     """
     _check_level(level)
     if not (0 <= count <= n and n > 0):
         raise ValueError("a count must lie between 0 and its n")
-    return _wilson(count / n, n, level)
+    tail = (1 - level) / 2
+    low = float(stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
+    high = float(stats.beta.isf(tail, count + 1, n - count)) if count < n else 1.0
+    return low, high
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -346,15 +355,26 @@ def _compact(names: Ints) -> Ints:
 
 def _cluster_variance(cluster: Ints, residuals: Sequence[Ints], divisors: Sequence[int]) -> tuple[float, int]:
     """One direction's G / (G - 1) times the sum of squared cluster sums (0 where G < 2), and G."""
-    sums: Floats = np.zeros(int(cluster.max(initial=-1)) + 1)
-    for residual, divisor in zip(residuals, divisors, strict=True):
-        sums += np.bincount(cluster, weights=residual, minlength=sums.size) / divisor
-    clusters = int(np.count_nonzero(np.bincount(cluster)))
+    size = int(cluster.max(initial=-1)) + 1
+    clusters = int(np.count_nonzero(np.bincount(cluster, minlength=size)))
     if clusters < 2:
         return 0.0, clusters
-    squares = np.square(sums[sums != 0])
-    # fsum: the last digit must not hang on how the clusters are numbered.
+    weighted = (np.bincount(cluster, weights=residual, minlength=size) for residual in residuals)
+    sums: list[Floats] = [np.asarray(column, np.float64) for column in weighted]
+    # Either way the last digit does not hang on how the clusters are numbered.
+    if len(sums) == 1:
+        return clusters * _sum_of_squares(sums[0]) / ((clusters - 1) * divisors[0] ** 2), clusters
+    together = np.sum([column / divisor for column, divisor in zip(sums, divisors, strict=True)], axis=0)
+    squares = np.square(together[together != 0])
     return clusters / (clusters - 1) * math.fsum(squares.tolist()), clusters
+
+
+def _sum_of_squares(whole: Floats) -> int:
+    """The exact sum of the squares of whole numbers, shape (clusters,)."""
+    numbers: Ints = whole.astype(np.int64)
+    if float(np.abs(whole).max(initial=0)) ** 2 * numbers.size < 2**63:
+        return int(numbers @ numbers)
+    return sum(x * x for x in numbers.tolist())
 
 
 def _left_out(two_way: _TwoWay) -> str | None:

@@ -26,7 +26,7 @@ class Times:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What people said about one adversarial image; `low` and `high` are Wilson's, of `reasonable`."""
+    """What people said about one adversarial image; `low` and `high` are Clopper and Pearson's."""
 
     sha256: str
     model: str
@@ -35,7 +35,8 @@ class ImageResult:
     target_label: str
     n: int
     fooled: int
-    reasonable: int  # or, where that is the primary outcome, judged so
+    reasonable: int  # answers with the primary outcome,
+    counted: int  # of those that could have it
     low: float
     high: float
     judged: int
@@ -141,7 +142,7 @@ def _images(found: ScoredAnswers, chosen: Mask, stimuli: Stimuli, outcome: str) 
     second = _tally(rows[chosen], found.answers.second[chosen], stimuli.labels)
     results = []
     for i in np.unique(rows[chosen]).tolist():
-        low, high = stats.wilson(hits[i], counted[i]) if counted[i] else (0.0, 1.0)
+        low, high = stats.exact_interval(hits[i], counted[i]) if counted[i] else (0.0, 1.0)
         results.append(
             ImageResult(
                 sha256=stimuli.sha256[i],
@@ -152,6 +153,7 @@ def _images(found: ScoredAnswers, chosen: Mask, stimuli: Stimuli, outcome: str) 
                 n=n[i],
                 fooled=fooled[i],
                 reasonable=hits[i],
+                counted=counted[i],
                 low=low,
                 high=high,
                 judged=judged[i],
@@ -165,11 +167,12 @@ def _images(found: ScoredAnswers, chosen: Mask, stimuli: Stimuli, outcome: str) 
 
 def _tally(rows: Ints, codes: Ints, labels: tuple[str, ...]) -> dict[int, dict[str, int]]:
     """Image -> label -> answers, in the order of the labels, "none" last."""
-    asked = codes != NOT_ASKED
-    order = np.where(codes == NONE, len(labels), codes)[asked]
-    pairs, counts = np.unique(np.stack([rows[asked], order], axis=1), axis=0, return_counts=True)
-    found: dict[int, dict[str, int]] = {}
     names = (*labels, "none")
-    for (row, code), n in zip(pairs.tolist(), counts.tolist(), strict=True):
-        found.setdefault(row, {})[names[code]] = n
+    asked = codes != NOT_ASKED
+    order = np.where(codes == NONE, len(labels), codes)
+    counts = np.bincount((rows * len(names) + order)[asked]).tolist()
+    found: dict[int, dict[str, int]] = {}
+    for place, n in enumerate(counts):
+        if n:
+            found.setdefault(place // len(names), {})[names[place % len(names)]] = n
     return found

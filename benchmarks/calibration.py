@@ -20,6 +20,7 @@ import numpy as np
 import scipy
 from scipy import stats as distributions
 from scipy.special import expit
+from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from app import sequential, stats
@@ -130,7 +131,7 @@ def rates(drawn: Design, replicates: int, rng: Rng, bar: Bar) -> list[Row]:
                     counts = answers[:, :n].sum(2)
                     zero = counts.sum(1) == 0
                     tally.add("zero counts", n, "share", False, zero)
-                    low, high = np.array([wilson(int(c), answers.shape[2] * n) for c in counts.sum(1)]).T
+                    low, high = proportion_confint(counts.sum(1), answers.shape[2] * n, method="wilson")
                     tally.add("plain Wilson", n, "coverage", False, (low <= truth) & (truth <= high))
                     resampled = rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAPS) @ counts.T
                     low, high = np.quantile(resampled / (n * answers.shape[2]), [0.025, 0.975], axis=0)
@@ -168,8 +169,7 @@ def image_covers(answers: Bools, pair: Ints, truth: Floats) -> Bools:
     return np.asarray((low <= truth.ravel()[seen]) & (truth.ravel()[seen] <= high))
 
 
-wilson = lru_cache(maxsize=None)(stats.wilson)
-of_one_image = wilson  # the interval that app.views gives a single image
+of_one_image = lru_cache(maxsize=None)(stats.exact_interval)  # what app.views gives a single image
 fisher = lru_cache(maxsize=None)(stats.fisher)
 pooled_z = lru_cache(maxsize=None)(stats.pooled_z)
 

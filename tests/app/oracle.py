@@ -212,7 +212,10 @@ def expected_rate(rows: Any, outcome: str) -> dict[str, Any]:
     deff = 1.0
     if 0 < count < n:
         e = (rows[outcome].to_numpy() - p) / n
-        deff = max(1.0, two_way_variance(e, rows["participant"], rows["image"]) / (p * (1 - p) / n))
+        df = min(rows["participant"].nunique(), rows["image"].nunique()) - 1
+        few = float(scipy_stats.t.ppf(0.975, df) / scipy_stats.norm.ppf(0.975)) if df else 1.0
+        variance = two_way_variance(e, rows["participant"], rows["image"])
+        deff = max(1.0, few**2 * variance / (p * (1 - p) / n))
     low, high = proportion_confint(p * n / deff, n / deff, method="wilson")
     return {"count": count, "n": n, "rate": p, "low": low, "high": high}
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 from html.parser import HTMLParser
 from typing import Any
 
-from app import dashboard
-from tests.app.oracle import OUTCOMES
+from app.outcomes import OUTCOMES
+from app.sheet import FIGURE_OUTCOMES
 
 
 class Page(HTMLParser):
@@ -96,9 +96,8 @@ def spaced(name: str) -> str:
 
 def assert_page_says(page: Page, found: dict[str, Any]) -> None:
     """Every cell of rates and comparisons, the tiles and the figures are the JSON's, rounded as printed."""
-    names = {key: title for key, (title, _) in dashboard.OUTCOMES.items()}
     people = found["participants"]
-    assert page.tiles == [
+    assert page.tiles[:6] == [
         f"{people['started']} started",
         f"{people['finished']} finished",
         f"{people['excluded']} excluded by rule",
@@ -106,44 +105,23 @@ def assert_page_says(page: Page, found: dict[str, Any]) -> None:
         f"{found['responses']} images labeled, practice apart",
         f"{people['included']} / {found['target_participants']} complete and included, of the target N",
     ]
-    assert len(page.figures) == len(found["packs"])
-    for (pack_name, pack), (label, texts) in zip(found["packs"].items(), page.figures, strict=True):
-        models = pack["models"]
+    figures = {label.split(". ")[0]: (label, texts) for label, texts in page.figures}
+    assert len(figures) == len(page.figures) == (0 if found["masked"] else 6 * len(found["packs"]))
+    for pack_name, pack in found["packs"].items():
+        columns = {"all models together": pack["together"]} if found["masked"] else pack["models"]
         header, *rows = page.tables[f"Rates per model, {pack_name}"]
-        assert header == ["Outcome", *map(spaced, models)]
+        assert header == ["Outcome", *map(spaced, columns)]
         assert len(rows) == len(OUTCOMES)
-        for outcome, row in zip(dashboard.OUTCOMES, rows, strict=True):
-            assert row[0] == " ".join(dashboard.OUTCOMES[outcome])
-            for cell, rates in zip(row[1:], models.values(), strict=True):
-                r = rates[outcome]
-                if r["rate"] is None:
-                    assert cell in ("no answers yet", "not asked")
-                    continue
-                interval = f"{percent(r['low'])} to {percent(r['high'])}"
-                assert cell == f"{percent(r['rate'])} {interval} ({r['count']} of {r['n']})"
-
-        assert label.startswith(f"Rates per model with 95 % intervals, {pack_name}. ")
-        shown = []
-        for outcome, heading in dashboard.FIGURE_OUTCOMES.items():
-            if heading not in texts:
-                assert heading not in label
-                continue
-            said = [
-                f"{spaced(m)} {percent(r['rate'])} % (95 % interval {percent(r['low'])} to {percent(r['high'])})"
-                for m, r in ((m, rates[outcome]) for m, rates in models.items())
-                if r["rate"] is not None
-            ]
-            assert f"{heading}: {', '.join(said) or 'no answers yet'}." in label
-            shown += [
-                f"{percent(r[outcome]['rate'])} %" for r in models.values() if r[outcome]["rate"] is not None
-            ]
-        assert len(re.findall(r"\d+\.\d %", label)) == len(shown), "and no other number"
-        assert [t for t in texts if re.fullmatch(r"[\d.]+ %", t) and t != "100 %"] == shown
-
+        for (outcome, said), row in zip(OUTCOMES.items(), rows, strict=True):
+            assert row[0] == f"{said.title} {said.meaning}"
+            for cell, rates in zip(row[1:], columns.values(), strict=True):
+                assert cell in rate_cells(rates, outcome, said.chance)
         assert (f"Comparisons, {pack_name}" in page.tables) == (not found["masked"])
+        assert (pack["views"] is None) == found["masked"]
         if found["masked"]:
             assert pack["comparisons"] == []
             continue
+        _assert_rates_figure(*figures[f"Rates per model with 95 % intervals, {pack_name}"], pack["models"])
         _, *rows = page.tables[f"Comparisons, {pack_name}"]
         ordered = sorted(pack["comparisons"], key=lambda c: not c["primary"])
         assert len(rows) == len(ordered)
@@ -151,15 +129,51 @@ def assert_page_says(page: Page, found: dict[str, Any]) -> None:
             interval = c["reason"] if c["low"] is None else f"{points(c['low'])} to {points(c['high'])}"
             assert row == [
                 f"{spaced(c['a'])} − {spaced(c['b'])}" + (" primary" if c["primary"] else ""),
-                names[c["outcome"]],
+                OUTCOMES[c["outcome"]].title,
                 str(c["participants"]),
                 "–" if c["difference"] is None else points(c["difference"]),
                 interval,
                 p_value(c["p"]),
+                p_value(c["p_mid"]),
                 "primary" if c["primary"] else p_value(c["p_holm"]),
                 c["reason_new_images"] if c["p_new_images"] is None else p_value(c["p_new_images"]),
                 p_value(c["p_naive"]),
+                p_value(c["p_naive_z"]),
             ]
+
+
+def rate_cells(rates: dict[str, Any], outcome: str, chance: str | None) -> list[str]:
+    """How a rate may stand in a table."""
+    r = rates[outcome]
+    if r["rate"] is None:
+        return ["no answers yet", "not asked"]
+    said = f"{percent(r['rate'])} {percent(r['low'])} to {percent(r['high'])} ({r['count']} of {r['n']})"
+    if chance and rates[chance]["rate"] is not None:
+        said += f" chance {percent(rates[chance]['rate'])}"
+    return [said]
+
+
+def _assert_rates_figure(label: str, texts: list[str], models: dict[str, Any]) -> None:
+    shown = []
+    numbers = 0
+    for outcome, heading in FIGURE_OUTCOMES.items():
+        if heading not in texts:
+            assert heading not in label
+            continue
+        for model, rates in models.items():
+            r = rates[outcome]
+            if r["rate"] is None:
+                continue
+            interval = f"95 % interval {percent(r['low'])} to {percent(r['high'])}"
+            assert f"{spaced(model)} {percent(r['rate'])} % ({interval})" in label
+            chance = OUTCOMES[outcome].chance
+            if chance and rates[chance]["rate"] is not None:
+                assert f"{spaced(model)} chance {percent(rates[chance]['rate'])} %" in label
+                numbers += 1
+            shown.append(f"{percent(r['rate'])} %")
+            numbers += 1
+    assert len(re.findall(r"\d+\.\d %", label)) == numbers, "and no other number"
+    assert [t for t in texts if re.fullmatch(r"[\d.]+ %", t) and t != "100 %"] == shown
 
 
 def assert_no_nonsense(page: Page) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
@@ -13,7 +14,7 @@ from app import definition as definitions
 from app.cli import prepare
 from app.db import Database
 from app.main import create_app
-from app.models import Participant, Study
+from app.models import Participant, Response, Study, Trial
 from app.progress import excluded_because
 from app.settings import Settings
 from ml.pack import Pack
@@ -348,7 +349,16 @@ def test_the_page_prints_the_numbers_of_the_json(world: World, study: str, data:
 def test_the_monitor_says_where_everybody_is(world: World) -> None:
     page = Page(world.get("mixed", what=""))
     header, *rows = page.tables["Participants"]
-    assert header[:3] == ["Participant", "State", "Answers"]
+    assert header == [
+        "Participant",
+        "State",
+        "Answers",
+        "Minutes",
+        "Median",
+        "Began",
+        "Last seen",
+        "Excluded",
+    ]
     by_name = {row[0]: row[1:] for row in rows}
     assert len(by_name) == len(rows) == 13
     for role, state, answers, excluded in (
@@ -365,12 +375,21 @@ def test_the_monitor_says_where_everybody_is(world: World) -> None:
         ("edge", "finished", "32 of 32", ""),
     ):
         row = by_name[world.pseudonym(role)]
-        assert (row[0], row[1], row[5]) == (state, answers, excluded), role
+        assert (row[0], row[1], row[6]) == (state, answers, excluded), role
     with world.db.read() as session:
         for person in session.scalars(select(Participant)):
             if person.pseudonym in by_name:
-                minutes, began, seen = by_name[person.pseudonym][2:5]
-                assert minutes == f"{(person.last_seen_at - person.consented_at).total_seconds() / 60:.1f}"
+                minutes, median, began, seen = by_name[person.pseudonym][2:6]
+                until = person.finished_at or person.last_seen_at
+                assert minutes == f"{(until - person.consented_at).total_seconds() / 60:.1f}"
+                times = session.scalars(
+                    select(Response.rt_ms)
+                    .join(Trial, Trial.id == Response.trial_id)
+                    .where(
+                        Trial.participant_id == person.id, Trial.kind == "main", Response.rt_ms.is_not(None)
+                    )
+                ).all()
+                assert median == (f"{float(np.median(times)) / 1000:.1f}" if times else "–")
                 assert began == person.consented_at.strftime("%Y-%m-%d %H:%M:%S")
                 assert seen == person.last_seen_at.strftime("%Y-%m-%d %H:%M:%S")
 

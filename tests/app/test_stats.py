@@ -311,31 +311,39 @@ def two_way(answers: list[tuple[int, int, float]]) -> float:
     return max(by_participant + by_image - by_both, by_participant, by_image)
 
 
+def few_clusters(df: int, level: float = 0.95) -> float:
+    """(t / z)^2: what the variance of few clusters is enlarged by. 42.03 for df = 1."""
+    upper = (1 + level) / 2
+    return float(scipy_stats.t.ppf(upper, df) / scipy_stats.norm.ppf(upper)) ** 2 if df else 1.0
+
+
 def test_rate_by_hand() -> None:
     # p = 3/4, residuals 1/4, 1/4, 1/4, -3/4. Participants: +-1/2, so 2 (1/4 + 1/4) / 16 = 1/16; images the
-    # same; cells: 4/3 (3/16 + 9/16) / 16 = 1/16. V = 1/16, binomial 3/64, deff 4/3, effective n 3.
-    # Wilson with z = 1.95996, z^2 = 3.84146: center (0.75 + 3.84146 / 6) / (1 + 3.84146 / 3) = 0.60962,
-    # half 1.95996 sqrt(0.1875 / 3 + 3.84146 / 36) / 2.28049 = 0.35353.
+    # same; cells: 4/3 (3/16 + 9/16) / 16 = 1/16. V = 1/16, binomial 3/64, their ratio 4/3. Two clusters: t = 12.706
+    # to z = 1.95996, so deff = 4/3 (12.7062 / 1.95996)^2 = 56.037 and 4 answers are worth 0.071381.
+    # Wilson, z^2 / n = 53.816: center (0.75 + 26.908) / 54.816 = 0.50456,
+    # half 1.95996 sqrt(0.1875 / 0.071381 + 3.84146 / (4 0.071381^2)) / 54.816 = 0.49432.
     result = rate(table(["11", "10"]))
     assert (result.count, result.n, result.rate, result.reason) == (3, 4, 0.75, None)
-    assert result.deff == pytest.approx(4 / 3, rel=1e-14)
-    assert result.low == pytest.approx(0.60962 - 0.35353, abs=2e-5)
-    assert result.high == pytest.approx(0.60962 + 0.35353, abs=2e-5)
+    assert result.deff == pytest.approx(56.037, rel=1e-5)
+    assert result.low == pytest.approx(0.50456 - 0.49432, abs=5e-5)
+    assert result.high == pytest.approx(0.50456 + 0.49432, abs=5e-5)
 
 
 def test_rate_when_participants_always_agree_with_themselves() -> None:
     # One all 1 and one all 0: 2 (1/16 + 1/16) = 1/4 whatever their number of answers. Images add nothing, cells
     # take away 8/7 / 32, but the floor is 1/4: 8 answers are worth one.
     result = rate(table(["1111", "0000"]))
-    assert result.deff == pytest.approx(8.0)
-    low, high = proportion_confint(0.5, 1, method="wilson")
+    assert result.deff == pytest.approx(8.0 * few_clusters(1))
+    low, high = proportion_confint(0.5 / few_clusters(1), 1 / few_clusters(1), method="wilson")
     assert result.low == pytest.approx(low, abs=1e-12)
     assert result.high == pytest.approx(high, abs=1e-12)
 
 
 def test_rate_where_only_the_cells_vary() -> None:
     # Participants and images balance out, the intersection does not: V would be negative, deff stays 1.
-    assert rate(table(["10", "01"])).deff == 1.0
+    rows = ["1100110011001100", "0011001100110011"] * 8
+    assert rate(table(rows)).deff == 1.0
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 9), (8, 3), (11, 5), (6, 1), (1, 7)])
@@ -347,6 +355,7 @@ def test_rate_has_the_variance_of_double_loops(shape: tuple[int, int], seed: int
     assert result.deff is not None
     assert 0 < result.rate < 1, "no variance to compare: take another seed"
     expected = two_way(influences(sample)) * result.n / (result.rate * (1 - result.rate))
+    expected *= few_clusters(min(len({c.participant for c in sample}), len({c.image for c in sample})) - 1)
     assert result.deff == pytest.approx(max(1.0, expected), rel=1e-10)
     low, high = proportion_confint(result.count / result.deff, result.n / result.deff, method="wilson")
     assert result.low == pytest.approx(low, abs=1e-12)
@@ -359,7 +368,7 @@ def test_rate_of_independent_answers_is_plain_wilson(n: int, data: st.DataObject
     count = data.draw(st.integers(0, n))
     # Everyone sees one image, which nobody else sees, so the only deff is the factor n / (n - 1) of V.
     result = rate([Cell(i, i, int(i < count), 1) for i in range(n)], level)
-    deff = n / (n - 1) if 0 < count < n else 1.0
+    deff = n / (n - 1) * few_clusters(n - 1, level) if 0 < count < n else 1.0
     assert result.deff == pytest.approx(deff, rel=1e-12)
     low, high = proportion_confint(count / deff, n / deff, alpha=1 - level, method="wilson")
     assert result.low == pytest.approx(low, abs=1e-12)
@@ -513,7 +522,9 @@ def test_two_way_variance_is_that_of_statsmodels(seed: int) -> None:
     mean, variance = of_statsmodels(answers[of_a, :3], ones[of_a])
     alone = rate(a)
     assert alone.rate == pytest.approx(mean, abs=1e-12)
-    assert alone.deff == pytest.approx(max(1.0, variance * alone.n / (mean * (1 - mean))), rel=1e-9)
+    naive = mean * (1 - mean) / alone.n
+    df = min(len({c.participant for c in a}), len({c.image for c in a})) - 1
+    assert alone.deff == pytest.approx(max(1.0, variance / naive * few_clusters(df)), rel=1e-9)
 
 
 @many_examples
@@ -605,11 +616,13 @@ def test_pooled_z_by_hand() -> None:
         stats.pooled_z(11, 10, 1, 10)
 
 
-@pytest.mark.parametrize(("count", "n"), [(0, 1), (3, 7), (7, 7)])
-def test_wilson_is_that_of_statsmodels(count: int, n: int) -> None:
-    assert stats.wilson(count, n) == pytest.approx(proportion_confint(count, n, method="wilson"), abs=1e-12)
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (1, 1), (3, 7), (7, 7), (1, 3000)])
+def test_the_exact_interval_is_that_of_statsmodels(count: int, n: int) -> None:
+    assert stats.exact_interval(count, n) == pytest.approx(
+        proportion_confint(count, n, method="beta"), abs=1e-12
+    )
     with pytest.raises(ValueError, match="count"):
-        stats.wilson(0, 0)
+        stats.exact_interval(0, 0)
 
 
 def test_holm_by_hand() -> None:
