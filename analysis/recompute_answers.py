@@ -14,6 +14,7 @@ from recompute_methods import (
     Cell,
     Json,
     boundaries,
+    clopper_pearson,
     deff,
     fisher,
     new_images,
@@ -303,7 +304,7 @@ def images(answers: Sequence[Answer], stimuli: Sequence[dict[str, str]], primary
             continue
         reasonable, counted = pair(own, primary)
         judged_reasonable, judged = pair(own, "mistake_reasonable_direct")
-        low, high = wilson(reasonable, counted, counted) if counted else (0.0, 1.0)
+        low, high = clopper_pearson(reasonable, counted) if counted else (0.0, 1.0)
         yield {
             "sha256": s["stimulus"],
             "model": s["model"],

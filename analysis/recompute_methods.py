@@ -32,12 +32,25 @@ def wilson(count: int, n: int, effective: float) -> tuple[float, float]:
 
 
 def deff(cells: Sequence[Cell]) -> float:
-    """Variance of the rate of hits over that of as many independent answers, at least 1."""
+    """Variance of the rate of hits over that of as many independent answers, at least 1.
+
+    Times (t / z)^2 of the smaller number of clusters, as few clusters show the variance only roughly.
+    """
     n, count = len(cells), sum(hit for _, _, hit in cells)
     if count in (0, n):
         return 1.0  # no spread to estimate it from
-    spread, _, _ = two_way([(who, image, hit * n - count) for who, image, hit in cells])  # times n^2
-    return float(max(Fraction(1), spread / (n * count * (n - count))))
+    spread, participants, images = two_way([(who, image, hit * n - count) for who, image, hit in cells])
+    df = min(participants, images) - 1
+    few = float(stats.t.ppf(0.975, df) / stats.norm.ppf(0.975)) if df else 1.0
+    return max(1.0, float(spread / (n * count * (n - count))) * few**2)  # the residuals were times n^2
+
+
+def clopper_pearson(count: int, n: int) -> tuple[float, float]:
+    """The exact 95 % interval of count / n independent answers."""
+    return (
+        float(stats.beta.ppf(0.025, count, n - count + 1)) if count else 0.0,
+        float(stats.beta.ppf(0.975, count + 1, n - count)) if count < n else 1.0,
+    )
 
 
 def two_way(residuals: Sequence[Cell]) -> tuple[Fraction, int, int]:

@@ -77,7 +77,9 @@ PARTICIPANTS = {
     "study": RESPONSES["study"],
     "version": RESPONSES["version"],
     "simulated": Column("played by a program; never mixed with people", levels=YES_NO),
-    "number": Column("order of arrival, from 1; enters the assignment of images", numeric=True),
+    "number": Column(
+        "order of arrival, simulated ones too, from 1; enters the assignment of images", numeric=True
+    ),
     "state": Column("where the participant is; of the withdrawn nothing else is told", levels=STATES),
     "started_at": Column("when consent was given, UTC, ISO 8601"),
     "last_seen_at": Column("when anything last came from them, UTC, ISO 8601"),

@@ -200,7 +200,7 @@ class Participant(Base):
 
 
 class RecruiterId(Base):
-    """What a recruiter put into the link (PROLIFIC_PID and so on): apart from the answers, never exported."""
+    """What a recruiter put into the link (PROLIFIC_PID and so on): apart from the answers, exported on request."""
 
     __tablename__ = "recruiter_ids"
     __table_args__ = (UniqueConstraint("identifies_in", "name", "value"),)

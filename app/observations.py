@@ -267,7 +267,12 @@ def _disturbed(session: Session, whose: Sequence[ColumnElement[bool]]) -> dict[i
     for table in (Response, Judgment):
         text = sql_cast(table.display, Text)
         # Most answers have nothing to tell; the text says so without being read.
-        noted = or_(*(and_(text.contains(f'"{n}"'), ~text.contains(f'"{n}": 0')) for n in DISTURBANCES))
+        noted = or_(
+            *(
+                and_(text.contains(f'"{n}"'), ~or_(*(text.contains(f'"{n}": 0{end}') for end in (",", "}"))))
+                for n in DISTURBANCES
+            )
+        )
         for who, written in session.execute(
             select(Trial.participant_id, text)
             .select_from(Participant)
