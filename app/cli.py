@@ -1,11 +1,12 @@
-"""`python -m app`: serve, import-pack, simulate, power, export."""
+"""`python -m app`: serve, import-pack, simulate, power, export, report."""
 
 import argparse
 import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NoReturn
 import uvicorn
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from app import auth, bundle, power, progress, results, settings
 from app import definition as definitions
@@ -141,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--comments", action="store_true", help="with participants' comments")
     export.add_argument("--recruiter-ids", action="store_true", help="with the ids from recruiters' links")
     export.set_defaults(run=_export)
+
+    report = commands.add_parser("report", help="write the report on a study, one self-contained HTML file")
+    report.add_argument("--study", default="mnist")
+    report.add_argument("--out", type=Path, required=True, metavar="FILE")
+    report.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
+    report.add_argument("--comments", action="store_true", help="with what participants wrote")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -292,28 +301,46 @@ def _known(rates: dict[str, float], pack: Pack) -> dict[str, float]:
     return {model: rate for model, rate in rates.items() if model in pack.models}
 
 
-def _export(args: argparse.Namespace) -> int:
-    config = settings.load()
-    database = Database(config.database_url)
+@contextmanager
+def _results(args: argparse.Namespace) -> Iterator[tuple[Session, results.Results]]:
+    """The results of --study and --data as of now, with the session that read them."""
+    database = Database(settings.load().database_url)
     try:
         database.migrate()
         with database.read_instant() as session:
             study = definitions.active(session, args.study)
             if study is None:
                 raise ValueError(f"there is no study {args.study!r} in this database")
-            found = results.compute(session, study, args.data or progress.default_data(session, study))
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / "results.json").write_text(json.dumps(results.results_json(found), indent=1) + "\n")
-            excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
-            with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
-                file.writelines(responses_csv(session, study, found.data, excluded))
-            more = {"comments": args.comments, "recruiter_ids": args.recruiter_ids}
-            if args.zip:
-                with (args.out / "export.zip").open("wb") as archive:
-                    bundle.write_zip(archive, session, found, **more)
-            else:
-                bundle.write_folder(args.out, session, found, **more)
+            yield (
+                session,
+                results.compute(session, study, args.data or progress.default_data(session, study)),
+            )
     finally:
         database.close()
+
+
+def _export(args: argparse.Namespace) -> int:
+    with _results(args) as (session, found):
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "results.json").write_text(json.dumps(results.results_json(found), indent=1) + "\n")
+        excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
+        with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
+            file.writelines(responses_csv(session, found.study, found.data, excluded))
+        more = {"comments": args.comments, "recruiter_ids": args.recruiter_ids}
+        if args.zip:
+            with (args.out / "export.zip").open("wb") as archive:
+                bundle.write_zip(archive, session, found, **more)
+        else:
+            bundle.write_folder(args.out, session, found, **more)
     print(f"{args.out}: results.json and responses.csv of {found.responses} responses ({found.data})")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from app.report import render_report  # draws figures, which nothing else here needs
+
+    with _results(args) as (session, found):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(render_report(session, found, args.comments), encoding="utf-8")
+    print(f"{args.out}: report on {found.study.slug}, {found.included} complete participants ({found.data})")
     return 0

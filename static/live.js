@@ -1,16 +1,39 @@
 // Keeps the results live: fetches the page again every few seconds while somebody looks at it.
 const PERIOD_MS = 5000;
+const SHARE = 10; // a page that takes long to make is asked for more rarely: at most a tenth of the time
+const KEPT = "summary, .scroll, .figure"; // may have the focus, and get it back
 const live = document.getElementById("live");
 
 async function refresh() {
-  if (document.hidden || live.contains(document.activeElement)) return;
-  try {
-    const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
-    if (!reply.ok) return;
-    const fresh = new DOMParser().parseFromString(await reply.text(), "text/html").getElementById("live");
-    if (fresh && fresh.innerHTML !== live.innerHTML) live.innerHTML = fresh.innerHTML;
-  } catch {
-    // the server is away for a moment; what is shown stays
+  const started = performance.now();
+  // Not under somebody's hands: a form or a link in use, or words being selected to be copied.
+  const active = document.activeElement;
+  const idle = (!live.contains(active) || active.matches(KEPT)) && document.getSelection().isCollapsed;
+  if (!document.hidden && idle) {
+    try {
+      const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
+      if (reply.ok) replace(new DOMParser().parseFromString(await reply.text(), "text/html"));
+    } catch {
+      // the server is away for a moment; what is shown stays
+    }
   }
+  setTimeout(refresh, Math.max(PERIOD_MS, SHARE * (performance.now() - started)));
 }
-setInterval(refresh, PERIOD_MS);
+
+// What the reader has opened or scrolled sideways stays so.
+function replace(page) {
+  const fresh = page.getElementById("live");
+  if (!fresh) return;
+  const opened = [...live.querySelectorAll("details")].map((details) => details.open);
+  fresh.querySelectorAll("details").forEach((details, i) => (details.open = opened[i] ?? details.open));
+  if (fresh.innerHTML === live.innerHTML) return;
+  const before = [...live.querySelectorAll(KEPT)];
+  const scrolled = before.map((box) => box.scrollLeft);
+  const focused = before.indexOf(document.activeElement);
+  live.innerHTML = fresh.innerHTML;
+  const after = [...live.querySelectorAll(KEPT)];
+  after.forEach((box, i) => (box.scrollLeft = scrolled[i] ?? 0));
+  after[focused]?.focus({ preventScroll: true });
+}
+
+setTimeout(refresh, PERIOD_MS);

@@ -27,7 +27,7 @@ FLAGS = [
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     settings = installation(tmp_path_factory.mktemp("browser"), pack)
-    for name in ("watched", "looked-at"):
+    for name in ("watched", "looked-at", "results"):
         (settings.studies / f"{name}.toml").write_text(STUDY)
     careful = STUDY.replace("A study for tests", "With the default time").replace("min_answer_ms = 0\n", "")
     (settings.studies / "careful.toml").write_text(careful)

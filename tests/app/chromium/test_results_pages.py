@@ -1,0 +1,106 @@
+"""The pages of results in a browser: reachable, accessible, live, printable; the report stands alone."""
+
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.app.chromium.test_pages_shown import assert_accessible
+from tests.app.chromium.visitor import Visit, advance
+from tests.app.conftest import Server, begin
+
+WIDTHS = (360, 768, 1366)
+
+
+@pytest.fixture(scope="module")
+def results(server: Server) -> str:
+    """The address of a study at its target, seen by nobody yet."""
+    with httpx2.Client(base_url=server.url) as api:
+        for _ in range(3):
+            advance(begin(api, "results"), "finished")
+    return f"{server.url}/results/results"
+
+
+def signed_in(page: Page, server: Server) -> Page:
+    page.goto(server.dashboard)
+    return page
+
+
+def test_a_researcher_walks_from_the_table_to_one_image_and_back(
+    visit: Visit, server: Server, results: str
+) -> None:
+    page = signed_in(visit().page("/"), server)
+    page.goto(results)
+    expect(page.get_by_role("img", name=re.compile("^Rates per model with 95 % intervals"))).to_be_visible()
+    page.get_by_role("link", name=re.compile(r"All \d+ images that were labeled")).click()
+    first = page.locator(".gallery figure").first
+    expect(first).to_contain_text(re.compile(r"\d of \d"))
+    first.get_by_role("link").click()
+    expect(page.get_by_role("heading", name="People’s answers")).to_be_visible()
+    for alt in ("The altered image", "The original image"):
+        picture = page.get_by_role("img", name=alt)
+        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    table = page.get_by_role("region", name="People’s answers")
+    said = page.get_by_text("excluded participants’ are left out").inner_text()
+    answers = int(said.split()[0])
+    firsts = [int(row.split("\t")[1]) for row in table.inner_text().splitlines()[2:] if "\t" in row]
+    assert sum(firsts) == answers >= 1
+    page.get_by_role("link", name=re.compile("gradient regularized|distilled|undefended")).first.click()
+    expect(page.get_by_role("heading", name="People’s answers")).to_be_visible()
+
+
+def test_the_pages_of_results_have_no_wcag_violation_and_fit_every_screen(
+    visit: Visit, server: Server, results: str
+) -> None:
+    for scheme in ("light", "dark"):
+        page = signed_in(visit(color_scheme=scheme).page("/"), server)
+        page.goto(f"{results}/images")
+        image = page.locator(".gallery a").first.get_attribute("href")
+        for url in (results, f"{results}/images", f"{server.url}{image}", f"{results}/power"):
+            page.goto(url)
+            assert_accessible(page)
+            for width in WIDTHS:
+                page.set_viewport_size({"width": width, "height": 800})
+                wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+                assert wide <= room, f"{url} scrolls sideways in {width} pixels"
+
+
+def test_what_the_reader_opened_stays_open_when_numbers_change(
+    visit: Visit, server: Server, api: httpx2.Client, results: str
+) -> None:
+    page = signed_in(visit().page("/"), server)
+    page.goto(results)
+    summary = page.locator("summary")
+    summary.click()
+    started = page.get_by_role("listitem").filter(has_text="started")
+    before = int(re.findall(r"\d+", started.inner_text())[0])
+    begin(api, "results")
+    expect(started).to_have_text(re.compile(rf"^\s*{before + 1}\s"), timeout=15_000)
+    assert page.locator("details").evaluate("details => details.open")
+    expect(summary).to_be_focused()
+
+
+def test_the_report_is_one_file_that_needs_no_server(
+    visit: Visit, server: Server, results: str, tmp_path: Path
+) -> None:
+    page = signed_in(visit().page("/"), server)
+    page.goto(results)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Report").click()
+    file = tmp_path / download.value.suggested_filename
+    assert re.fullmatch(r"results-[0-9a-f]{12}-real\.html", file.name)
+    download.value.save_as(file)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(file.as_uri())
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    expect(page.get_by_role("heading", name="Methods")).to_be_visible()
+    expect(page.get_by_role("img", name=re.compile("^Rates per model"))).to_be_visible()
+    for shown in page.locator("img").all():
+        assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    page.emulate_media(media="print")
+    pdf = page.pdf(format="A4")
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 50_000

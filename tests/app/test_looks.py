@@ -1,0 +1,115 @@
+"""Looks that the study file declares: each over the first so many to finish, against its own boundary."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from app.cli import prepare
+from app.sequential import boundaries
+from app.settings import Settings
+from ml.pack import Pack
+from tests.app.conftest import SECRET, STUDY
+from tests.app.oracle import Choose, by_labels, expected_comparison, main_trials, play, strict
+from tests.app.reading import Page, assert_no_nonsense, assert_page_says, p_value, points
+from tests.packs import make_pack
+
+FAR = by_labels({"undefended": (0, 0, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)})
+NEAR = by_labels(
+    {"undefended": (1, 1, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (1, 0, 0, 2)}
+)
+TARGET = 8
+AT = [7]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("0123"), targets=2)
+
+
+def installation(folder: Path, small: Pack) -> Settings:
+    (folder / "studies").mkdir()
+    study = STUDY.replace("target_participants = 3", f"trials = 12\ntarget_participants = {TARGET}")
+    study = study.replace("[exclusions]", f"[looks]\nat = {AT}\n\n[exclusions]")
+    (folder / "studies" / "test.toml").write_text(study)
+    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(installation(folder, small))
+    return folder / "study.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, small: Pack) -> Settings:
+    return installation(tmp_path, small)
+
+
+def test_each_look_is_over_the_first_to_finish_and_against_its_own_boundary(
+    researcher: TestClient, small: Pack
+) -> None:
+    limits = boundaries([7 / 8, 1])
+
+    def see() -> dict[str, Any]:
+        found = strict(researcher.get("/results/test.json").text)
+        page = Page(researcher.get("/results/test").text)
+        assert_page_says(page, found)
+        assert_no_nonsense(page)
+        _, *rows = page.tables["Planned looks"]
+        for row, look, limit in zip(rows, found["looks"], limits, strict=True):
+            c = look["comparison"]
+            assert (look["boundary"], row[:2]) == (limit, [str(look["n"]), p_value(limit)])
+            if c is None:
+                assert (look["crossed"], row[2:]) == (None, ["–", "–", "–", "not reached"])
+                continue
+            assert look["crossed"] == (c["p"] <= limit)
+            assert row[2:4] == [p_value(c["p"]), points(c["difference"])]
+            assert row[5] == ("boundary crossed" if look["crossed"] else "not crossed")
+        return found
+
+    def expected(order: list[str]) -> dict[str, Any]:
+        rows = main_trials(researcher.get("/results/test/responses.csv").text, [small], 7)
+        rows = rows[rows["participant"].isin(order)]
+        return expected_comparison(rows, "undefended", "gradient_regularized", "mistake_reasonable")
+
+    order: list[str] = []
+
+    def finish(choose: Choose) -> None:
+        play(researcher, "test", [small], choose)
+        rows = main_trials(researcher.get("/results/test/responses.csv").text, [small], 7)
+        order.extend(set(rows["participant"]) - set(order))
+
+    for _ in range(6):
+        finish(FAR)
+    found = see()
+    assert (found["masked"], [look["comparison"] for look in found["looks"]]) == (True, [None, None])
+
+    finish(FAR)
+    found = see()
+    assert found["masked"], "between looks nothing shows but the look"
+    assert all(pack["comparisons"] == [] and pack["views"] is None for pack in found["packs"].values())
+    first = found["looks"][0]["comparison"]
+    assert (first["p"], first["participants"], first["difference"]) == (2 / 2**7, 7, -0.75)
+    assert found["looks"][0]["crossed"]
+    for key, value in expected(order).items():
+        assert first[key] == (value if isinstance(value, bool) else pytest.approx(value)), key
+
+    finish(NEAR)
+    found = see()
+    assert not found["masked"]
+    assert found["looks"][0]["comparison"] == first, "who comes later changes no look"
+    last = found["looks"][1]["comparison"]
+    assert last["p"] == pytest.approx(expected(order)["p"])
+    (primary,) = (c for c in found["packs"]["test-pack"]["comparisons"] if c["primary"])
+    assert primary == last
+    page = Page(researcher.get("/results/test").text)
+    assert f"the last p is held against {p_value(limits[1])}" in page.findings[0]
+
+    finish(NEAR)
+    found = see()
+    assert found["looks"][1]["comparison"] == last
+    (primary,) = (c for c in found["packs"]["test-pack"]["comparisons"] if c["primary"])
+    assert primary["participants"] == 9
