@@ -160,10 +160,12 @@ def fisher(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
     if not (n_a and n_b):
         return None
     both = count_a + count_b
-    possible = range(max(0, both - n_b), min(n_a, both) + 1)
-    ways = {x: math.comb(n_a, x) * math.comb(n_b, both - x) for x in possible}
-    unlikely = sum(way for way in ways.values() if way <= ways[count_a])
-    return max(SMALLEST, float(Fraction(unlikely, sum(ways.values()))))
+    lowest, highest = max(0, both - n_b), min(n_a, both)
+    ways = [math.comb(n_a, lowest) * math.comb(n_b, both - lowest)]  # of drawing x = lowest, lowest + 1, ...
+    for x in range(lowest, highest):
+        ways.append(ways[-1] * (n_a - x) * (both - x) // ((x + 1) * (n_b - both + x + 1)))
+    unlikely = sum(way for way in ways if way <= ways[count_a - lowest])
+    return max(SMALLEST, float(Fraction(unlikely, sum(ways))))
 
 
 def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
