@@ -117,7 +117,7 @@ def _files(
         manifest = json.dumps(link.pack.manifest, sort_keys=True, indent=1, ensure_ascii=False)
         yield f"packs/{link.pack.name}/manifest.json", [manifest, "\n"]
     for name in SCRIPTS:
-        yield name, [(ROOT / "analysis" / name).read_text(encoding="utf-8")]
+        yield name, [(ROOT / "app" / "analysis" / name).read_text(encoding="utf-8")]
 
 
 def _study(found: Results) -> dict[str, object]:
@@ -134,7 +134,7 @@ def _study(found: Results) -> dict[str, object]:
 
 
 def _readme(found: Results, names: list[str]) -> str:
-    text = (ROOT / "analysis" / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "app" / "analysis" / "README.md").read_text(encoding="utf-8")
     files = "".join(
         f"- `{codebook.file_name(found.study.slug, name)}`: {codebook.TABLES[name].title}.\n"
         for name in names

@@ -14,7 +14,7 @@ MEANING = {
     "one image": "the rate of one adversarial image",
     "sign-flip": "the sign-flip p, new participants on these images",
     "new images": "the p for new participants and new images",
-    "paired t": "the paired-t interval of the difference, new participants on these images",
+    "paired t": "the paired-t interval, which the page calls approximate, new participants on these images",
 }
 
 
@@ -46,8 +46,8 @@ standard errors. Spreads of the effects, in logits:
 {_reading(records)}
 ## Rates: coverage of 95 % intervals
 
-For new participants and new images. Each cell: the page's (Wilson on n / deff) / plain Wilson / percentile
-bootstrap over participants. The last two are for contrast; the page does not use them for these rates.
+For new participants and new images. Each cell: the page's (Wilson on n / deff, few clusters allowed for) / plain
+Wilson / percentile bootstrap over participants. The last two are for contrast only.
 
 {_table(records, "rates", ("rate", "plain Wilson", "bootstrap"))}
 
@@ -56,7 +56,7 @@ Studies in which the outcome never occurred, in %, where a bootstrap interval is
 {_table(records, "rates", ("zero counts",), only="2 %")}
 
 Parts of the answers on the page: a third of each session / the images of one digit (five source images) / one
-adversarial image (Wilson's interval for new participants on that image, over all images that anybody saw).
+adversarial image (Clopper and Pearson's, for new participants on that image, over all images that anybody saw).
 
 {_table(records, "rates", ("a third", "one digit", "one image"))}
 
@@ -100,11 +100,11 @@ should; and at looks declared beforehand with O'Brien-Fleming bounds (2 of 20: a
 
 def _reading(records: Sequence[Record]) -> str:
     """What the tables say, from their numbers."""
-    vouched = [r for r in records if r["valid"] and r["kind"] != "share"]
-    bold = [r for r in vouched if r["too_bold"]]
+    told = [r for r in records if (r["valid"] and r["kind"] != "share") or r["quantity"] == "paired t"]
+    bold = [r for r in told if r["too_bold"]]
     lines = ["## In short", ""]
     for quantity, meaning in MEANING.items():
-        shares = [r["share"] for r in vouched if r["quantity"] == quantity]
+        shares = [r["share"] for r in told if r["quantity"] == quantity]
         beyond = [r for r in bold if r["quantity"] == quantity]
         what = (
             "coverage"

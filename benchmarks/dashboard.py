@@ -20,11 +20,13 @@ from sqlalchemy.orm import Session
 from tqdm import tqdm
 
 from app import auth
+from app import definition as definitions
 from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, Response, Stimulus, Study, Trial
 from app.settings import ROOT, Settings
+from app.stats import placebo_label
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = "a secret for the benchmark"
@@ -111,6 +113,7 @@ def _batches(
     for stimulus in session.scalars(select(Stimulus).order_by(Stimulus.id)):
         cells.setdefault((stimulus.source_label, stimulus.model), []).append(stimulus)
     reasonable = {"undefended": 0.26, "distilled": 0.235, "gradient_regularized": 0.418}
+    definition = definitions.of(study)
     trial_id = 0
     for start in range(0, participants, 500):
         batch: dict[Any, list[dict[str, Any]]] = {
@@ -135,12 +138,12 @@ def _batches(
                         "stimulus_id": stimulus.id,
                         "clean_image_id": None,
                         "sha256": stimulus.sha256,
-                        "placebo_label": rng.choice(
-                            [
-                                x
-                                for x in "0123456789"
-                                if x not in (stimulus.source_label, stimulus.target_label)
-                            ]
+                        "placebo_label": placebo_label(
+                            definition.seed,
+                            stimulus.sha256,
+                            stimulus.source_label,
+                            stimulus.target_label,
+                            "0123456789",
                         ),
                     }
                 )

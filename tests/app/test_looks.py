@@ -68,12 +68,16 @@ def test_each_look_is_over_the_first_to_finish_and_against_its_own_boundary(
             assert look["crossed"] == (c["p"] <= limit)
             assert row[2:4] == [p_value(c["p"]), points(c["difference"])]
             assert row[5] == ("boundary crossed" if look["crossed"] else "not crossed")
-        return found
+        seen: dict[str, Any] = found
+        return seen
 
     def expected(order: list[str]) -> dict[str, Any]:
         rows = main_trials(researcher.get("/results/test/responses.csv").text, [small], 7)
         rows = rows[rows["participant"].isin(order)]
-        return expected_comparison(rows, "undefended", "gradient_regularized", "mistake_reasonable")
+        comparison: dict[str, Any] = expected_comparison(
+            rows, "undefended", "gradient_regularized", "mistake_reasonable"
+        )
+        return comparison
 
     order: list[str] = []
 

@@ -265,7 +265,7 @@ def test_the_files_are_named_summed_and_whole(world: World) -> None:
     }
     sums = dict(line.split("  ")[::-1] for line in archive.read("SHA256SUMS").decode().splitlines())
     assert sums == {n: hashlib.sha256(archive.read(n)).hexdigest() for n in names if n != "SHA256SUMS"}
-    for script in (ROOT / "analysis").glob("recompute*"):
+    for script in (ROOT / "app" / "analysis").glob("recompute*"):
         if script.is_file():
             assert archive.read(script.name) == script.read_bytes()
     assert "{" not in archive.read("README.md").decode()

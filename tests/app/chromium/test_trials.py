@@ -73,7 +73,9 @@ def test_no_trial_begins_before_every_image_is_there(visit: Visit, db: Database,
     for _ in range(200):
         if not retry.is_visible():
             break
-        retry.evaluate_all("buttons => buttons.forEach((button) => button.click())")  # it may have gone by now
+        retry.evaluate_all(
+            "buttons => buttons.forEach((button) => button.click())"
+        )  # it may have gone by now
         page.evaluate("new Promise((done) => setTimeout(done, 50))")
     painted(page)
     by_clicks(page, range(1, 6))
