@@ -1,29 +1,43 @@
 """The figures of a study's views: parts, thirds of the session, digits, pairs and times; see `app.figures`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
+from typing import TYPE_CHECKING, Any
 
 from app.figures import (
     COLORS,
+    INK,
     NO_ANSWERS,
     OTHER,
+    SIZE,
     SMALL,
     WIDTH,
-    Canvas,
+    apart,
+    canvas,
+    drawn,
+    finish,
+    headed,
     in_words,
+    named,
     names_width,
+    note,
     on,
+    panel,
     percent_axis,
     shown,
     text_width,
-    viridis,
     wrapped,
+    write,
 )
 from app.outcomes import COMPONENTS
 from app.printed import percent
 from app.stats import Rate
 from app.views import QUANTILES, THIRDS, Times
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 PARTS = {  # fill; apart in lightness, for grey print, and the lightest is hatched
     "target_first": "#7a2500",
@@ -32,47 +46,62 @@ PARTS = {  # fill; apart in lightness, for grey print, and the lightest is hatch
     "source": "#56b4e9",
     "other": "#e4e4e4",
 }
+LEGEND = ("target_first", "source", "target_second", "other", "none")  # column by column
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)  # seconds
 AXES = ((25, 5), (50, 10), (75, 25), (100, 25))  # percent: where an axis ends, and its steps
 TIMES_KEY = "dot: median; thick line: 25 to 75 % of the answers; thin line: 10 to 90 %"
 ROWS, COLUMNS = "← original label", "network’s answer →"
 TINY = 9
+UPRIGHT = {"rotation": 90, "rotation_mode": "anchor"}
 
 
+@drawn
 def components_figure(components: dict[str, dict[str, int]], title: str) -> str:
     """What every answer was: one bar a model, split into COMPONENTS, in percent of the model's answers."""
+    from matplotlib.patches import Patch
+
     names = list(components)
     left, row, bar = names_width(names) + 14, 44, 34
     width = WIDTH - left - 20
-    entries = _flow([(part, words, 20 + text_width(words) + 16) for part, words in COMPONENTS.items()], WIDTH)
-    top = 20 * len(entries) + 14 + bar / 2
-    bottom = top + row * (len(names) - 1) + bar / 2 + 8
-    canvas = Canvas(bottom + 22)
-    for i, line in enumerate(entries):
-        for x, part, words in line:
-            _part(canvas, part, x, 3 + 20 * i, 14, 14)
-            canvas.text(x + 20, 10 + 20 * i, words)
-    canvas.names(names, left - 14, top, row)
-    percent_axis(canvas, left, width, top - bar / 2 - 4, bottom)
-    for i, counts in enumerate(components.values()):
-        y, total, before = top + row * i, sum(counts.values()), 0
+    top = 54 + bar / 2
+    bottom = top + row * max(len(names) - 1, 0) + bar / 2 + 8
+    figure = canvas(bottom + 22)
+    figure.legend(
+        [
+            Patch(facecolor=PARTS[part], hatch=_hatch(part), linewidth=0, label=COMPONENTS[part])
+            for part in LEGEND
+        ],
+        [COMPONENTS[part] for part in LEGEND],
+        loc="upper left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+    )
+    ax = panel(figure, left, top - bar / 2 - 4, width, bottom - top + bar / 2 + 4)
+    ax.set_ylim(max(len(names) - 1, 0) + (bar / 2 + 8) / row, -(bar / 2 + 4) / row)
+    named(ax, names)
+    percent_axis(ax)
+    for y, counts in enumerate(components.values()):
+        total, before = sum(counts.values()), 0
         if not total:
-            canvas.text(left + 6, y, NO_ANSWERS, size=SMALL)
+            note(ax, 0, y, NO_ANSWERS, 6, ha="left", size=SMALL)
         for part in COMPONENTS:
             n = counts.get(part, 0)
             if not n:
                 continue
-            x, size = left + width * before / total, width * n / total
+            at, size = 100 * before / total, width * n / total
             before += n
-            gap = 1 if size > 3 else 0
-            _part(canvas, part, x, y - bar / 2, size - gap, bar)
-            share, center = f"{percent(n / total)} %", x + (size - gap) / 2
+            wide = 100 * (n / total - (1 / width if size > 3 else 0))
+            fill = PARTS[part]
+            ax.barh(y, wide, bar / row, at, color=fill, hatch=_hatch(part), linewidth=0)
+            share, center = f"{percent(n / total)} %", at + wide / 2
             room = max(text_width(share), text_width(str(n), SMALL)) + 4
             if room < size:
-                fill = PARTS[part]
-                canvas.rect(center - room / 2, y - 14, room, 28, fill)  # over the hatching
-                canvas.text(center, y - 7, share, "middle", fill=on(fill))
-                canvas.text(center, y + 8, str(n), "middle", SMALL, on(fill))
+                if _hatch(part):
+                    ax.barh(
+                        y, 100 * room / width, 28 / row, center - 50 * room / width, color=fill, linewidth=0
+                    )
+                note(ax, center, y, share, dy=7, color=on(fill))
+                note(ax, center, y, str(n), dy=-8, color=on(fill), size=SMALL)
     sentences = []
     for name, counts in components.items():
         total = sum(counts.values())
@@ -82,64 +111,59 @@ def components_figure(components: dict[str, dict[str, int]], title: str) -> str:
         parts = ((meaning, counts.get(part, 0)) for part, meaning in COMPONENTS.items())
         values = [f"{meaning} {n} ({percent(n / total)} %)" for meaning, n in parts]
         sentences.append(f"{_spaced(name)}: of {total} answers {', '.join(values)}.")
-    return canvas.finish(title, _sentences(sentences))
+    return finish(figure, title, _sentences(sentences))
 
 
+@drawn
 def thirds_figure(thirds: dict[str, dict[str, list[Rate]]], outcome: str, heading: str, title: str) -> str:
     """The rate of `outcome` in each of THIRDS, one line a model, with intervals side by side."""
     rates = {name: by_outcome.get(outcome, []) for name, by_outcome in thirds.items()}
-    left, top, bottom = 44, 34, 250
-    canvas = Canvas(bottom + 28)
-    canvas.text(0, 8, heading)
     found = {name: [(i, r) for i, r in enumerate(map(shown, of)) if r] for name, of in rates.items()}
     highest = max((high for of in found.values() for _, (_, _, high) in of), default=1)
     ceiling, step = next(axis for axis in AXES if axis[0] >= 100 * highest or axis is AXES[-1])
-    ends = [
-        (name, f"{percent(of[-1][1][0])} %" if of else NO_ANSWERS, of[-1][1][0] if of else -1)
-        for name, of in found.items()
-    ]
-    value = max((text_width(said) for _, said, _ in ends), default=0)
-    label = names_width(list(rates))
-    right = WIDTH - label - value - 34
-    pitch, dodge = (right - left) / 3, 12
-
-    def y_of(rate: float) -> float:
-        return bottom - (bottom - top) * 100 * rate / ceiling
-
-    for tick in range(0, ceiling + 1, step):
-        canvas.grid(left, y_of(tick / 100), right, y_of(tick / 100))
-        canvas.text(left - 6, y_of(tick / 100), f"{tick}" + (" %" if tick == ceiling else ""), "end", SMALL)
-    for i, third in enumerate(THIRDS):
-        canvas.text(left + pitch * (i + 0.5), bottom + 14, third, "middle")
-    places = dict(
-        zip(found, _apart([y_of(max(rate, 0)) for _, _, rate in ends], 15, top, bottom), strict=True)
-    )
-    for k, (name, of) in enumerate(found.items()):
+    said = [f"{percent(of[-1][1][0])} %" if of else NO_ANSWERS for of in found.values()]
+    value = max(map(text_width, said), default=0)
+    left, top, bottom = 44, 34, 250
+    width = WIDTH - names_width(list(rates)) - value - 34 - left
+    figure = canvas(bottom + 28)
+    ax = panel(figure, left, top, width, bottom - top)
+    ax.set(xlim=(0, 3), ylim=(0, ceiling))
+    ax.yaxis.set_visible(True)
+    headed(ax, heading, WIDTH, 26)
+    ticks = range(0, ceiling + 1, step)
+    ax.set_yticks(ticks, [f"{tick}" + (" %" if tick == ceiling else "") for tick in ticks])
+    ax.set_xticks([0.5, 1.5, 2.5], THIRDS, size=SIZE)
+    ax.tick_params(axis="x", pad=10)
+    ax.grid(axis="y", clip_on=False)
+    line = ceiling / (bottom - top)  # what one unit of height is in percent
+    last = [100 * of[-1][1][0] if of else 0 for of in found.values()]
+    places = apart(last[::-1], 15 * line, 0, ceiling)[::-1]  # of equals the first is the highest
+    for k, ((name, of), place) in enumerate(zip(found.items(), places, strict=True)):
         color = COLORS.get(name, OTHER)
-        shift = dodge * (k - (len(found) - 1) / 2)
-        points = {
-            i: (left + pitch * (i + 0.5) + shift, y_of(rate), y_of(low), y_of(high))
-            for i, (rate, low, high) in of
-        }
-        for i, (x, y, low, high) in points.items():
-            if i + 1 in points:
-                canvas.line(x, y, points[i + 1][0], points[i + 1][1], color, 3)
-            canvas.line(x, low, x, high, color, 1.5, round_ends=True)
-            canvas.dot(x, y, color)
-        place = places[name]
+        shift = 0.5 + 12 * 3 / width * (k - (len(found) - 1) / 2)
+        ys = [100 * r[0] if r else math.nan for r in map(shown, rates[name])]
+        ax.plot([i + shift for i in range(len(ys))], ys, "o-", color=color, clip_on=False)
+        for i, (_, low, high) in of:
+            ends = (100 * low, 100 * high)
+            ax.vlines(i + shift, *ends, colors=color, linewidth=1.5, capstyle="round", clip_on=False)
         if of:
-            x, y, _, _ = points[of[-1][0]]
-            canvas.line(x + 7, y, right + 6, place, color, 0.75)
-        said = ends[k][1]
-        canvas.text(right + 10 + value, place, said, "end")
-        canvas.text(right + 16 + value, place, wrapped(name, WIDTH - right - 16 - value, 1)[0])
+            ax.annotate(
+                "",
+                (of[-1][0] + shift, ys[of[-1][0]]),
+                (3 + 6 * 3 / width, place),
+                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.75, "shrinkA": 0, "shrinkB": 7},
+                annotation_clip=False,
+            )
+        note(ax, 3, place, said[k], 10 + value, ha="right")
+        note(ax, 3, place, wrapped(name, WIDTH - left - width - 16 - value, 1)[0], 16 + value, ha="left")
     words = [f"{heading}, rate by third of the session."]
     words += [
         f"{_spaced(name)}: {in_words(dict(zip(THIRDS, of, strict=False)))}." for name, of in rates.items()
     ]
-    return canvas.finish(title, _sentences(words))
+    return finish(figure, title, _sentences(words))
 
 
+@drawn
 def digits_figure(
     by_source: dict[str, dict[str, Rate]], by_target: dict[str, dict[str, Rate]], title: str
 ) -> str:
@@ -151,30 +175,31 @@ def digits_figure(
     width = (WIDTH - left - gap) / 2 if side_by_side else WIDTH - left
     cell, height = width / max(1, len(columns)), 34
     above = 22 + _header_height(columns, cell)
-    panel = above + height * len(names)
-    canvas = Canvas(panel * (1 if side_by_side else 2) + (0 if side_by_side else 20) + 34)
+    each = above + height * len(names)
+    figure = canvas(each * (1 if side_by_side else 2) + (0 if side_by_side else 20) + 34)
     words = []
     for i, (heading, rates) in enumerate(
         (("by original label", by_source), ("by the network’s answer", by_target))
     ):
         x0 = left + (width + gap if side_by_side and i else 0)
-        y0 = above + (panel + 20 if i and not side_by_side else 0)
-        canvas.text(x0, y0 - above + 8, heading)
-        _header(canvas, columns, x0, y0, cell)
+        y0 = above + (each + 20 if i and not side_by_side else 0)
+        ax = _grid(figure, x0, y0, cell, height, columns, len(names))
+        headed(ax, heading, width, above - 8)
         if not (side_by_side and i):
-            canvas.names(names, left - 10, y0 + height / 2, height)
-        for row, name in enumerate(names):
-            for column, label in enumerate(columns):
-                x, y = x0 + column * cell, y0 + row * height
+            named(ax, names, 10)
+        found = {}
+        for y, name in enumerate(names):
+            for x, label in enumerate(columns):
                 rate = rates.get(name, {}).get(label)
                 if rate is None or rate.rate is None:
-                    canvas.text(x + cell / 2, y + height / 2, "–", "middle")
-                    continue
-                fill = viridis(rate.rate)
-                canvas.rect(x, y, cell - 1, height - 1, fill)
-                for dy, said, most in ((12, percent(rate.rate), SMALL), (25, f"n {rate.n}", TINY)):
-                    size = min(most, (cell - 2) / text_width(said, 1))
-                    canvas.text(x + (cell - 1) / 2, y + dy, said, "middle", size, on(fill))
+                    write(ax, x, y, "–", size=SIZE)
+                else:
+                    found[x, y] = rate.rate, rate.n
+        fills = _heat(ax, {at: share for at, (share, _) in found.items()}, cell, height)
+        for (x, y), (share, n) in found.items():
+            for dy, said, most in ((-5, percent(share), SMALL), (8, f"n {n}", TINY)):
+                size = min(most, (cell - 2) / text_width(said, 1))
+                write(ax, x - 0.5 / cell, y + dy / height, said, size=size, color=on(fills[x, y]))
         words += [
             f"{_spaced(name)}, {heading}: "
             + ", ".join(
@@ -187,64 +212,59 @@ def digits_figure(
             for name in names
             if rates.get(name)
         ]
-    _scale(canvas, "percent of n answers; – no answers yet")
-    return canvas.finish(title, _sentences(words))
+    _scale(figure, "percent of n answers; – no answers yet")
+    return finish(figure, title, _sentences(words))
 
 
+@drawn
 def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str], title: str) -> str:
     """The share of every original label (row) and network's answer (column): one heat map a model."""
-    names = list(pairs)
-    side = (
-        max((text_width(words, SMALL) for label in labels for words in wrapped(label, 80, 1)), default=0) + 6
-    )
+    names, rows = list(pairs), [wrapped(label, 80, 1)[0] for label in labels]
+    side = max((text_width(label, SMALL) for label in rows), default=0) + 6
     left, gap = side + 18, 22
     width = (WIDTH - gap) / 2 - left
     cell, height = width / max(1, len(labels)), 22
     above = 40 + _header_height(labels, cell)
-    rows_named = text_width(ROWS, SMALL)
-    panel = above + max(height * len(labels), rows_named) + 22
-    counted = [f"{count}/{n}" for rows in pairs.values() for row in rows for count, n in row if n]
+    each = above + max(height * len(labels), text_width(ROWS, SMALL)) + 22
+    counted = [f"{count}/{n}" for table in pairs.values() for row in table for count, n in row if n]
     written = max((text_width(said, TINY) for said in counted), default=0) <= cell - 2
-    canvas = Canvas(panel * math.ceil(len(names) / 2) + 18)
+    figure = canvas(each * math.ceil(len(names) / 2) + 18)
     words = []
-    for k, (name, rows) in enumerate(pairs.items()):
-        x0, y0 = left + (k % 2) * (width + left + gap), panel * (k // 2) + above
-        canvas.text(x0, y0 - above + 8, wrapped(name, width, 1)[0])
-        canvas.text(x0, y0 - above + 26, COLUMNS, size=SMALL)
-        canvas.upright(x0 - side - 8, y0 + rows_named, ROWS)
-        _header(canvas, labels, x0, y0, cell)
-        said = []
-        for i, (label, row) in enumerate(zip(labels, rows, strict=True)):
-            canvas.text(x0 - 6, y0 + (i + 0.5) * height, wrapped(label, 80, 1)[0], "end", SMALL)
-            for j, (count, n) in enumerate(row):
-                x, y = x0 + j * cell, y0 + i * height
-                if n:
-                    fill = viridis(count / n)
-                    canvas.rect(x, y, cell - 1, height - 1, fill)
-                    said.append(f"{label} to {labels[j]} {count} of {n}")
-                    if written:
-                        canvas.text(
-                            x + (cell - 1) / 2, y + height / 2, f"{count}/{n}", "middle", TINY, on(fill)
-                        )
-                elif i == j:
-                    canvas.rect(x, y, cell - 1, height - 1, "currentColor").set("fill-opacity", "0.15")
-                else:
-                    canvas.text(x + cell / 2, y + height / 2, "–", "middle", TINY).set("fill-opacity", "0.5")
+    for k, (name, table) in enumerate(pairs.items()):
+        x0, y0 = left + (k % 2) * (width + left + gap), each * (k // 2) + above
+        ax = _grid(figure, x0, y0, cell, height, labels, len(labels))
+        headed(ax, wrapped(name, width, 1)[0], width, above - 8)
+        write(ax, -0.5, -0.5 - (above - 26) / height, COLUMNS, ha="left")
+        write(ax, -0.5 - (side + 11) / cell, -0.5, ROWS, ha="right", **UPRIGHT)
+        for y, label in enumerate(rows):
+            write(ax, -0.5 - 6 / cell, y, label, ha="right")
+        tried = {(j, i): pair for i, row in enumerate(table) for j, pair in enumerate(row)}
+        found = {at: (count, n) for at, (count, n) in tried.items() if n}
+        fills = _heat(ax, {at: count / n for at, (count, n) in found.items()}, cell, height)
+        if written:
+            for (x, y), (count, n) in found.items():
+                write(ax, x - 0.5 / cell, y, f"{count}/{n}", size=TINY, color=on(fills[x, y]))
+        empty = [at for at in tried if at not in found]
+        same = [(x, y) for x, y in empty if x == y]
+        _cells(ax, same, cell, height, facecolor=INK, alpha=0.15)
+        dashes = [at for at in empty if at not in same]
+        ax.plot(*zip(*dashes, strict=True), "_", color=INK, alpha=0.5, markersize=5, markeredgewidth=0.75)
+        said = [f"{labels[y]} to {labels[x]} {count} of {n}" for (x, y), (count, n) in found.items()]
         words.append(f"{_spaced(name)}: {', '.join(said)}." if said else f"{_spaced(name)}: {NO_ANSWERS}.")
-    _scale(canvas, "count/answers; – no answers" if written else "– no answers")
-    if any(n for rows in pairs.values() for row in rows for _, n in row):
+    _scale(figure, "count/answers; – no answers" if written else "– no answers")
+    if counted:
         words.append("Pairs that are not named have no answers.")
-    return canvas.finish(title, _sentences(words))
+    return finish(figure, title, _sentences(words))
 
 
+@drawn
 def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times], title: str) -> str:
     """How long answers took: the QUANTILES as thin line, thick line and median, on a logarithmic axis."""
     names = list(label_ms)
     left, top, row = names_width(names) + 14, 44, 40
-    bottom = top + row * (len(names) - 1) + 18
-    canvas = Canvas(bottom + 46)
-    canvas.names(names, left - 14, top, row)
-    canvas.text(0, canvas.height - 8, TIMES_KEY, size=SMALL)
+    bottom = top + row * max(len(names) - 1, 0) + 18
+    figure = canvas(bottom + 46)
+    figure.text(0, 8 / (bottom + 46), TIMES_KEY, size=SMALL, va="center_baseline")
     pitch = (WIDTH - left) / 2
     seconds = [
         q / 1000
@@ -259,36 +279,33 @@ def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times], title
     ticks = [t for t in TICKS if first <= t <= last]
     words = []
     for i, (heading, times) in enumerate((("labeling", label_ms), ("judging", verdict_ms))):
-        x0, width = left + i * pitch + 6, pitch - 40
-
-        def x_of(ms: float, x0: float = x0, width: float = width) -> float:
-            share = math.log(max(ms / 1000, first) / first) / math.log(last / first)
-            return x0 + min(share, 1) * width
-
-        canvas.text(x0, 8, heading)
-        for tick in ticks:
-            x = x_of(1000 * tick)
-            canvas.grid(x, top - 22, x, bottom)
-            canvas.text(x, bottom + 12, f"{tick:g}" + (" s" if tick == last else ""), "middle", SMALL)
-        for y, name in ((top + row * j, name) for j, name in enumerate(names)):
+        ax = panel(figure, left + i * pitch + 6, top - 22, pitch - 40, bottom - top + 22)
+        ax.set(xscale="log", xlim=(first, last), ylim=(max(len(names) - 1, 0) + 18 / row, -22 / row))
+        ax.set_xticks(ticks, [f"{tick:g}" + (" s" if tick == last else "") for tick in ticks])
+        ax.minorticks_off()
+        ax.grid(axis="x", clip_on=False)
+        headed(ax, heading, pitch - 40, 14)
+        if i == 0:
+            named(ax, names, 20)
+        for y, name in enumerate(names):
             found = times.get(name)
             if found is None or found.quantiles is None:
-                canvas.text(x0 + 4, y, NO_ANSWERS, size=SMALL)
+                note(ax, first, y, NO_ANSWERS, 4, ha="left", size=SMALL)
                 words.append(f"{_spaced(name)}, {heading}: {NO_ANSWERS}.")
                 continue
-            xs = [x_of(q) for q in found.quantiles]
+            xs = [min(max(q / 1000, first), last) for q in found.quantiles]
             color = COLORS.get(name, OTHER)
-            canvas.line(xs[0], y, xs[4], y, color, 2, round_ends=True)
-            canvas.line(xs[1], y, xs[3], y, color, 9)
-            canvas.dot(xs[2], y, color, 7)
-            canvas.dot(xs[2], y, "#fff", 2.5)
-            canvas.text(xs[2], y - 15, in_seconds(found.quantiles[2]), "middle")
+            ax.plot(xs[::4], [y, y], color=color, linewidth=2, solid_capstyle="round", clip_on=False)
+            ax.plot(xs[1:4:2], [y, y], color=color, linewidth=9, solid_capstyle="butt", clip_on=False)
+            ax.plot(xs[2], y, "o", color=color, markersize=14, clip_on=False)
+            ax.plot(xs[2], y, "o", color="white", markersize=5, clip_on=False)
+            note(ax, xs[2], y, in_seconds(found.quantiles[2]), dy=15)
             values = ", ".join(
                 f"{100 * q:.0f} % within {in_seconds(ms)}"
                 for q, ms in zip(QUANTILES, found.quantiles, strict=True)
             )
             words.append(f"{_spaced(name)}, {heading}: of {found.n} answers {values}.")
-    return canvas.finish(title, _sentences(words))
+    return finish(figure, title, _sentences(words))
 
 
 def in_seconds(ms: float) -> str:
@@ -298,35 +315,66 @@ def in_seconds(ms: float) -> str:
     return f"{seconds.quantize(step, ROUND_HALF_UP)} s"
 
 
-def _scale(canvas: Canvas, key: str) -> None:
-    """Along the bottom: what the cells say, and at the right edge what their colors mean."""
-    y = canvas.height - 12
-    canvas.text(0, y, key, size=SMALL)
-    width, steps = 160, 40
-    x0 = WIDTH - 40 - width
-    for i in range(steps):
-        canvas.rect(
-            x0 + width * i / steps,
-            y - 5,
-            width / steps + (0.5 if i < steps - 1 else 0),
-            10,
-            viridis(i / (steps - 1)),
-        )
-    canvas.text(x0 - 6, y, "0", "end", SMALL)
-    canvas.text(WIDTH - 34, y, "100 %", size=SMALL)
-
-
-def _header(canvas: Canvas, labels: list[str], x0: float, y0: float, cell: float) -> None:
-    """Labels over the columns of a heat map, upright where they are wider."""
-    flat = _is_flat(labels, cell)
-    for i, label in enumerate(labels):
+def _grid(
+    figure: "Figure", left: float, top: float, cell: float, height: float, columns: Sequence[str], rows: int
+) -> "Axes":
+    """Axes for a heat map: cells have whole numbers as their middles, rows downwards; the columns' labels above."""
+    ax = panel(figure, left, top, cell * max(1, len(columns)), height * max(1, rows))
+    ax.set(xlim=(-0.5, max(1, len(columns)) - 0.5), ylim=(max(1, rows) - 0.5, -0.5))
+    ax.set_axis_off()  # ticks take four times as long as texts
+    flat = _is_flat(columns, cell)
+    for x, label in enumerate(columns):
         if flat:
-            canvas.text(x0 + (i + 0.5) * cell, y0 - 9, label, "middle", SMALL)
+            write(ax, x, -0.5 - 9 / height, label)
         else:
-            canvas.upright(x0 + (i + 0.5) * cell, y0 - 5, wrapped(label, 80, 1)[0])
+            write(ax, x, -0.5 - 5 / height, wrapped(label, 80, 1)[0], ha="left", **UPRIGHT)
+    return ax
+
+
+def _heat(
+    ax: "Axes", shares: dict[tuple[int, int], float], cell: float, height: float
+) -> dict[tuple[int, int], str]:
+    """Cells (column, row) colored by their shares; which color each has got."""
+    from matplotlib import colormaps, colors
+
+    fills = [colors.to_hex(color) for color in colormaps["viridis"]([*shares.values()])]
+    _cells(ax, [*shares], cell, height, facecolors=fills)
+    return dict(zip(shares, fills, strict=True))
+
+
+def _cells(ax: "Axes", at: Sequence[tuple[int, int]], cell: float, height: float, **how: Any) -> None:
+    """Cells (column, row) with a gap of one unit: no pcolormesh, whose gaps would have to be painted."""
+    from matplotlib.collections import PolyCollection
+
+    right, below = 0.5 - 1 / cell, 0.5 - 1 / height
+    corners = [
+        [(x - 0.5, y - 0.5), (x + right, y - 0.5), (x + right, y + below), (x - 0.5, y + below)]
+        for x, y in at
+    ]
+    ax.add_collection(PolyCollection(corners, linewidth=0, clip_on=False, **how), autolim=False)
+
+
+def _scale(figure: "Figure", key: str) -> None:
+    """Along the bottom: what the cells say, and at the right edge what their colors mean."""
+    from matplotlib import cm, colormaps, colors
+
+    tall = 72 * figure.get_figheight()
+    figure.text(0, 12 / tall, key, size=SMALL, va="center_baseline")
+    width = 160
+    bar = panel(figure, WIDTH - 40 - width, tall - 17, width, 10)
+    viridis = colormaps["viridis"].resampled(40)  # from 50 colors on, matplotlib embeds a picture
+    shares = cm.ScalarMappable(colors.Normalize(0, 100), viridis)
+    scale = figure.colorbar(shares, bar, orientation="horizontal", ticks=[])
+    scale.outline.set_visible(False)
+    if scale.solids:
+        scale.solids.set(edgecolor="face", linewidth=1.5)  # over the seams
+    bar.set_axis_off()
+    note(bar, 0, 0.5, "0", -6, xycoords="axes fraction", ha="right", size=SMALL)
+    note(bar, 1, 0.5, "100 %", 6, xycoords="axes fraction", ha="left", size=SMALL)
 
 
 def _header_height(labels: list[str], cell: float) -> float:
+    """The room that the labels of `_grid` take."""
     if _is_flat(labels, cell):
         return 16
     return max(text_width(wrapped(label, 80, 1)[0], SMALL) for label in labels) + 8
@@ -336,36 +384,8 @@ def _is_flat(labels: Iterable[str], cell: float) -> bool:
     return all(text_width(label, SMALL) <= cell - 2 for label in labels)
 
 
-def _part(canvas: Canvas, part: str, x: float, y: float, width: float, height: float) -> None:
-    rect = canvas.rect(x, y, width, height, PARTS[part])
-    if part == "other":
-        canvas.hatch(rect, "#777")
-
-
-def _flow(entries: list[tuple[str, str, float]], width: float) -> list[list[tuple[float, str, str]]]:
-    """Entries (key, words, how wide) set in lines: (x, key, words)."""
-    lines: list[list[tuple[float, str, str]]] = [[]]
-    x = 0.0
-    for key, words, wide in entries:
-        if lines[-1] and x + wide > width:
-            lines.append([])
-            x = 0.0
-        lines[-1].append((x, key, words))
-        x += wide
-    return lines
-
-
-def _apart(places: list[float], least: float, top: float, bottom: float) -> list[float]:
-    """The places moved as little as it takes to be `least` apart and not below `bottom`, in their order."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = dict.fromkeys(order, 0.0)
-    at = top - least
-    for i in order:
-        at = moved[i] = max(places[i], at + least)
-    at = bottom + least
-    for i in reversed(order):
-        at = moved[i] = min(moved[i], at - least)
-    return [moved[i] for i in range(len(places))]
+def _hatch(part: str) -> str | None:
+    return "////" if part == "other" else None
 
 
 def _spaced(name: str) -> str:

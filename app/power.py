@@ -6,7 +6,6 @@ headline) and by the test for new participants and new images. Its power is the 
 """
 
 import argparse
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE
 from app.definition import Primary
-from app.figures import INK, _inline
+from app.figures import COLORS, INK, WIDTH, as_svg, canvas, drawn, finish, note, panel
 from app.population import Bools, Design, Floats, Ints, Spread, candidates, design, draw_answers, intercept
 from app.printed import percent
 from ml.pack import Pack
@@ -309,71 +308,40 @@ def table(powers: Sequence[Power]) -> str:
     return "\n".join(lines)
 
 
+@drawn
 def figure(powers: Sequence[Power], wanted: float, title: str, inline: bool = False) -> str:
     """Power over the number of participants, an SVG with a title; `inline` for a page with a strict policy."""
-    import matplotlib  # slow to import, and few commands need it
-
-    matplotlib.use("svg")
-    from matplotlib.figure import Figure
-
     ordered = sorted(powers, key=lambda p: p.participants)
     n = [p.participants for p in ordered]
-    lines = (  # Okabe-Ito blue and vermilion; the lines differ in their dashes too
-        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], "#0072b2", "-", (10, -12), "left"),
+    blue, vermilion = COLORS["distilled"], COLORS["undefended"]  # the lines differ in their dashes too
+    lines = (
+        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], blue, "-", (10, -12), "left"),
         (
             "new images too",
             [(p.new_images, p.new_images_se) for p in ordered],
-            "#d55e00",
+            vermilion,
             "--",
             (-8, 6),
             "right",
         ),
     )
-    with matplotlib.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "power",
-            "font.family": "sans-serif",
-            "font.size": 10,
-            "text.parse_math": False,
-            "text.color": INK,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-        }
-    ):
-        chart = Figure(figsize=(9.2, 3.6), layout="constrained")
-        ax = chart.subplots()
-        for name, values, color, dashes, beside, side in lines:
-            power = [100 * value for value, _ in values]
-            error = [100 * se for _, se in values]
-            ax.errorbar(n, power, error, color=color, linestyle=dashes, linewidth=2, marker="o", markersize=5)
-            place = min(range(len(n)), key=lambda i: abs(power[i] - 50))  # where the line is steep
-            at = (n[place], power[place])
-            ax.annotate(
-                name, at, xytext=beside, textcoords="offset points", color=color, ha=side, va="center"
-            )
-        ax.axhline(100 * wanted, color=INK, linewidth=0.8, alpha=0.6)
-        ax.annotate(
-            f"{percent(wanted)} %",
-            (1, 100 * wanted),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-        )
-        ax.set_xlabel("participants")
-        ax.set_xlim(0, 1.04 * n[-1])
-        ax.set_ylim(-2, 104)
-        ax.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-        ax.grid(axis="y", color=INK, alpha=0.12)
-        ax.tick_params(length=0)
-        for edge in ("top", "right"):
-            ax.spines[edge].set_visible(False)
-        out = io.StringIO()
-        chart.savefig(out, format="svg", transparent=inline, metadata={"Date": None, "Title": title})
-    return _inline(out.getvalue(), title, describe(ordered)) if inline else out.getvalue()
+    chart = canvas(280)
+    ax = panel(chart, 44, 12, WIDTH - 64, 220)
+    for name, values, color, dashes, beside, side in lines:
+        power = [100 * value for value, _ in values]
+        error = [100 * se for _, se in values]
+        ax.errorbar(n, power, error, color=color, linestyle=dashes, linewidth=2, marker="o", markersize=5)
+        place = min(range(len(n)), key=lambda i: abs(power[i] - 50))  # where the line is steep
+        note(ax, n[place], power[place], name, *beside, color=color, ha=side)
+    ax.axhline(100 * wanted, color=INK, linewidth=0.8, alpha=0.6)
+    note(ax, 1, 100 * wanted, f"{percent(wanted)} %", 0, 8, xycoords=ax.get_yaxis_transform(), ha="right")
+    ax.set(xlabel="participants", xlim=(0, 1.04 * n[-1]), ylim=(-2, 104))
+    ax.yaxis.set_visible(True)
+    ax.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+    ax.grid(axis="y")
+    if inline:
+        return finish(chart, title, describe(ordered))
+    return as_svg(chart, facecolor="white", metadata={"Date": None, "Title": title})
 
 
 def describe(powers: Sequence[Power]) -> str:
