@@ -27,7 +27,7 @@ from app.web import Db, now, render
 router = APIRouter()
 researcher = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
-PEOPLE = 100  # rows of the monitor, the latest first
+LATEST = 100  # participants and comments on the page, unless all are asked for
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def as_json(selected: Selected, db: Db, memory: Mem) -> Response:
 
 @researcher.get("/results/{slug}", response_class=HTMLResponse, include_in_schema=False)
 def dashboard(
-    request: Request, selected: Selected, db: Db, memory: Mem, people: Literal["all"] | None = None
+    request: Request, selected: Selected, db: Db, memory: Mem, show: Literal["all"] | None = None
 ) -> Response:
     with db.read() as session:
         found = shown(session, selected, db, memory)
@@ -135,7 +135,8 @@ def dashboard(
         request,
         "results.html",
         sheet=drawn,
-        shown=latest if people else latest[:PEOPLE],
+        shown=latest if show else latest[:LATEST],
+        comments=found.comments if show else found.comments[:LATEST],
         versions=versions,
         kinds=kinds,
         picture="/stimuli/{}.png".format,

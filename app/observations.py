@@ -301,13 +301,22 @@ class ScoredAnswers:
     target: Ints
     outcomes: dict[str, Scored]
 
-    def sample(self, outcome: str, mask: Mask) -> Sample:
-        """The answers of `mask` that count for the outcome, clustered by participant and source image."""
-        found = self.outcomes[outcome]
-        chosen = mask & found.counted
-        return Sample.of_answers(
-            self.answers.participant[chosen], self.source_index[chosen], found.hit[chosen]
+    def where(self, mask: Mask) -> ScoredAnswers:
+        return ScoredAnswers(
+            answers=self.answers.where(mask),
+            pack=self.pack[mask],
+            model=self.model[mask],
+            source_index=self.source_index[mask],
+            source=self.source[mask],
+            target=self.target[mask],
+            outcomes={name: Scored(o.hit[mask], o.counted[mask]) for name, o in self.outcomes.items()},
         )
+
+    def sample(self, outcome: str, mask: Mask | None = None) -> Sample:
+        """The answers, of `mask` or all, that count for the outcome; clusters are participant and source image."""
+        hit, counted = self.outcomes[outcome].hit, self.outcomes[outcome].counted
+        chosen = counted if mask is None else counted & mask
+        return Sample.of_answers(self.answers.participant[chosen], self.source_index[chosen], hit[chosen])
 
 
 def scored(answers: Answers, stimuli: Stimuli, models: Sequence[str]) -> ScoredAnswers:

@@ -15,7 +15,7 @@ from app import observations, progress, stats
 from app.definition import Definition
 from app.models import Comment, Participant, Study, Unmasking
 from app.observations import Data, Memory, ScoredAnswers
-from app.outcomes import COMPARED, OUTCOMES, PLACEBOS, Mask
+from app.outcomes import COMPARED, OUTCOMES, PLACEBOS
 from app.progress import Monitor, Summary, monitor, taking_part
 from app.stats import Rate, Sample
 from app.views import Views, views
@@ -100,7 +100,7 @@ class Results:
     packs: dict[str, PackResults]
     progress: list[progress.Progress]
     summary: Summary
-    comments: list[CommentView]
+    comments: list[CommentView]  # the latest first
     version: tuple[object, ...]  # changes whenever the data do
 
 
@@ -125,6 +125,9 @@ def compute(
             version,
             lambda: _numbers(session, study, definition, people, complete, masked, memory),
         )
+        comments = memory.get(
+            ("comments", study.id, data), version, lambda: _comments(session, study, data, masked)
+        )
     return Results(
         study=study,
         definition=definition,
@@ -143,7 +146,7 @@ def compute(
         packs=packs,
         progress=people.rows,
         summary=progress.summary(people, now or datetime.now(UTC)),
-        comments=_comments(session, study, data, masked),
+        comments=comments,
         version=version,
     )
 
@@ -165,26 +168,23 @@ def _numbers(
     packs: dict[str, PackResults] = {}
     for place, link in enumerate(study.packs):
         here = found.pack == place
+        counting = found.where(here & included)
         packs[link.pack.name] = PackResults(
-            models={
-                model: {
-                    name: stats.rate(found.sample(name, here & included & (found.model == i)))
-                    for name in NUMBERS
-                }
-                for i, model in enumerate(models)
-            },
-            together={name: stats.rate(found.sample(name, here & included)) for name in NUMBERS},
+            models={model: _all_rates(counting.where(counting.model == i)) for i, model in enumerate(models)},
+            together=_all_rates(counting),
             comparisons=[]
             if masked
-            else _comparisons(definition, link.pack.name, models, found, here & done),
+            else _comparisons(definition, link.pack.name, models, found.where(here & done)),
             views=None
             if masked
-            else views(
-                found, here & included, stimuli, models, definition.primary.outcome, definition.trials
-            ),
+            else views(counting, stimuli, models, definition.primary.outcome, definition.trials),
         )
     looks = _looks(definition, models, found, complete, list(packs).index(definition.primary.pack))
     return (packs if masked else _with_holm(packs)), looks
+
+
+def _all_rates(found: ScoredAnswers) -> dict[str, Rate]:
+    return {name: stats.rate(found.sample(name)) for name in NUMBERS}
 
 
 def _looks(
@@ -198,13 +198,15 @@ def _looks(
         if len(complete) >= n:
             first = np.isin(found.answers.participant, complete[:n]) & (found.pack == primary_pack)
             primary = definition.primary
-            comparison = _compare(models, found, first, primary.a, primary.b, primary.outcome, primary=True)
+            comparison = _compare(
+                models, found.where(first), primary.a, primary.b, primary.outcome, primary=True
+            )
         looks.append(Look(n, boundary, comparison))
     return looks
 
 
 def _comparisons(
-    definition: Definition, pack: str, models: list[str], found: ScoredAnswers, done: Mask
+    definition: Definition, pack: str, models: list[str], found: ScoredAnswers
 ) -> list[Comparison]:
     primary = definition.primary
     asked = [outcome for outcome in COMPARED if definition.asks(outcome)]
@@ -213,16 +215,16 @@ def _comparisons(
         pairs[pairs.index((primary.b, primary.a))] = (primary.a, primary.b)
     planned = (primary.pack, primary.a, primary.b, primary.outcome)
     return [
-        _compare(models, found, done, a, b, outcome, primary=(pack, a, b, outcome) == planned)
+        _compare(models, found, a, b, outcome, primary=(pack, a, b, outcome) == planned)
         for a, b in pairs
         for outcome in asked
     ]
 
 
 def _compare(
-    models: list[str], found: ScoredAnswers, done: Mask, a: str, b: str, outcome: str, *, primary: bool
+    models: list[str], found: ScoredAnswers, a: str, b: str, outcome: str, *, primary: bool
 ) -> Comparison:
-    of_a, of_b = (found.sample(outcome, done & (found.model == models.index(model))) for model in (a, b))
+    of_a, of_b = (found.sample(outcome, found.model == models.index(model)) for model in (a, b))
     differences = _differences(of_a, of_b)
     difference, interval = stats.mean_difference(differences)
     flip = stats.sign_flip(differences)
@@ -284,7 +286,7 @@ def _comments(session: Session, study: Study, data: Data, masked: bool) -> list[
         select(Participant.pseudonym, Participant.grid_order, Comment.text)
         .join(Comment, Comment.participant_id == Participant.id)
         .where(*taking_part(study, data), Comment.text != "")
-        .order_by(Comment.written_at)
+        .order_by(Comment.written_at.desc(), Participant.number.desc())
     )
     return [
         CommentView(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -268,6 +269,7 @@ def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
     return _probability(2 * float(stats.norm.sf(math.sqrt(squared))))
 
 
+@lru_cache(maxsize=4096)
 def exact_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Clopper and Pearson's interval for `count` of n > 0 independent answers: different people's on one image.
 

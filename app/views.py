@@ -59,50 +59,46 @@ class Views:
     images: list[ImageResult]
 
 
-def views(
-    found: ScoredAnswers,
-    chosen: Mask,
-    stimuli: Stimuli,
-    models: list[str],
-    outcome: str,
-    trials: int,
-) -> Views:
-    """The views over the answers that `chosen` (shape (answers,)) selects, for the primary `outcome`.
+def views(found: ScoredAnswers, stimuli: Stimuli, models: list[str], outcome: str, trials: int) -> Views:
+    """The views over one pack's answers, for the primary `outcome`.
 
     `trials` is how many main trials a session has: its thirds are by a trial's place among them.
     """
-    third = np.minimum(found.answers.rank * 3 // trials, 2)
-    of_model = {model: chosen & (found.model == i) for i, model in enumerate(models)}
-    parts = outcomes.components(found.answers.first, found.answers.second, found.source, found.target)
-
-    def rate(mask: Mask, name: str = outcome) -> Rate:
-        return stats.rate(found.sample(name, mask))
-
+    of_model = {model: found.where(found.model == i) for i, model in enumerate(models)}
     return Views(
-        components={
-            model: {name: int(np.count_nonzero(mask & parts[name])) for name in COMPONENTS}
-            for model, mask in of_model.items()
-        },
+        components={model: _components(own) for model, own in of_model.items()},
         thirds={
-            model: {name: [rate(mask & (third == i), name) for i in range(3)] for name in COMPARED}
-            for model, mask in of_model.items()
+            model: {
+                name: _by(own, np.minimum(own.answers.rank * 3 // trials, 2), 3, name) for name in COMPARED
+            }
+            for model, own in of_model.items()
         },
         by_source={
-            model: {label: rate(mask & (found.source == i)) for i, label in enumerate(stimuli.labels)}
-            for model, mask in of_model.items()
+            model: dict(zip(stimuli.labels, _by(own, own.source, len(stimuli.labels), outcome), strict=True))
+            for model, own in of_model.items()
         },
         by_target={
-            model: {label: rate(mask & (found.target == i)) for i, label in enumerate(stimuli.labels)}
-            for model, mask in of_model.items()
+            model: dict(zip(stimuli.labels, _by(own, own.target, len(stimuli.labels), outcome), strict=True))
+            for model, own in of_model.items()
         },
-        pairs={model: _pairs(found, mask, len(stimuli.labels), outcome) for model, mask in of_model.items()},
-        label_ms={model: times(found.answers.label_ms[mask]) for model, mask in of_model.items()},
+        pairs={model: _pairs(own, len(stimuli.labels), outcome) for model, own in of_model.items()},
+        label_ms={model: times(own.answers.label_ms) for model, own in of_model.items()},
         verdict_ms={
-            model: times(found.answers.verdict_ms[mask & (found.answers.verdict != NOT_ASKED)])
-            for model, mask in of_model.items()
+            model: times(own.answers.verdict_ms[own.answers.verdict != NOT_ASKED])
+            for model, own in of_model.items()
         },
-        images=_images(found, chosen, stimuli, outcome),
+        images=_images(found, stimuli, outcome),
     )
+
+
+def _components(found: ScoredAnswers) -> dict[str, int]:
+    parts = outcomes.components(found.answers.first, found.answers.second, found.source, found.target)
+    return {name: int(np.count_nonzero(parts[name])) for name in COMPONENTS}
+
+
+def _by(found: ScoredAnswers, group: Ints, groups: int, outcome: str) -> list[Rate]:
+    """The rate in each of the groups 0, 1, ...; `group` has shape (answers,)."""
+    return [stats.rate(found.sample(outcome, group == i)) for i in range(groups)]
 
 
 def times(ms: Floats) -> Times:
@@ -113,16 +109,15 @@ def times(ms: Floats) -> Times:
     return Times(measured.size, np.quantile(measured, QUANTILES).tolist())
 
 
-def _pairs(found: ScoredAnswers, mask: Mask, labels: int, outcome: str) -> list[list[tuple[int, int]]]:
-    of_outcome = found.outcomes[outcome]
-    counted = mask & of_outcome.counted
+def _pairs(found: ScoredAnswers, labels: int, outcome: str) -> list[list[tuple[int, int]]]:
+    hit, counted = found.outcomes[outcome].hit, found.outcomes[outcome].counted
     pair = found.source * labels + found.target
     n = np.bincount(pair[counted], minlength=labels**2).reshape(labels, labels)
-    count = np.bincount(pair[counted & of_outcome.hit], minlength=labels**2).reshape(labels, labels)
+    count = np.bincount(pair[counted & hit], minlength=labels**2).reshape(labels, labels)
     return [list(zip(*rows, strict=True)) for rows in zip(count.tolist(), n.tolist(), strict=True)]
 
 
-def _images(found: ScoredAnswers, chosen: Mask, stimuli: Stimuli, outcome: str) -> list[ImageResult]:
+def _images(found: ScoredAnswers, stimuli: Stimuli, outcome: str) -> list[ImageResult]:
     """Every image that somebody has labelled, in the order of the packs."""
     rows = found.answers.stimulus
     size = len(stimuli.sha256)
@@ -133,15 +128,14 @@ def _images(found: ScoredAnswers, chosen: Mask, stimuli: Stimuli, outcome: str) 
 
     of_outcome = found.outcomes[outcome]
     direct = found.outcomes["mistake_reasonable_direct"]
-    n, counted = count(chosen), count(chosen & of_outcome.counted)
-    hits = count(chosen & of_outcome.counted & of_outcome.hit)
-    fooled = count(chosen & found.outcomes["human_fooled"].hit)
-    judged = count(chosen & direct.counted)
-    yes = count(chosen & direct.counted & direct.hit)
-    first = _tally(rows[chosen], found.answers.first[chosen], stimuli.labels)
-    second = _tally(rows[chosen], found.answers.second[chosen], stimuli.labels)
+    n: list[int] = np.bincount(rows, minlength=size).tolist()
+    counted, hits = count(of_outcome.counted), count(of_outcome.counted & of_outcome.hit)
+    fooled = count(found.outcomes["human_fooled"].hit)
+    judged, yes = count(direct.counted), count(direct.counted & direct.hit)
+    first = _tally(rows, found.answers.first, stimuli.labels)
+    second = _tally(rows, found.answers.second, stimuli.labels)
     results = []
-    for i in np.unique(rows[chosen]).tolist():
+    for i in np.flatnonzero(n).tolist():
         low, high = stats.exact_interval(hits[i], counted[i]) if counted[i] else (0.0, 1.0)
         results.append(
             ImageResult(

@@ -169,7 +169,7 @@ def image_covers(answers: Bools, pair: Ints, truth: Floats) -> Bools:
     return np.asarray((low <= truth.ravel()[seen]) & (truth.ravel()[seen] <= high))
 
 
-of_one_image = lru_cache(maxsize=None)(stats.exact_interval)  # what app.views gives a single image
+of_one_image = stats.exact_interval  # what app.views gives a single image
 fisher = lru_cache(maxsize=None)(stats.fisher)
 pooled_z = lru_cache(maxsize=None)(stats.pooled_z)
 
