@@ -133,8 +133,10 @@ def note(ax: "Axes", x: float, y: float, words: str, dx: float = 0, dy: float = 
 
 
 def write(ax: "Axes", x: float, y: float, words: str, **how: Any) -> None:
-    """`words` with their middle at a point of the data."""
-    ax.text(x, y, words, **{"ha": "center", "va": "center_baseline", "size": SMALL, **how})
+    """`words` with their middle at a point of the data: hundreds, and not clipped by the axes, which takes time."""
+    ax.figure.text(
+        x, y, words, transform=ax.transData, **{"ha": "center", "va": "center_baseline", "size": SMALL, **how}
+    )
 
 
 def headed(ax: "Axes", words: str, width: float, above: float = 22) -> None:
