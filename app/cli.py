@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,13 +18,14 @@ from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import auth, bundle, power, progress, results, settings
+from app import auth, bundle, power, results, settings
 from app import definition as definitions
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.db import Database
 from app.definition import Definition, DefinitionError, Primary
 from app.export import responses_csv
 from app.packs import import_pack
+from app.participation import Refusal
 from app.population import Spread
 from app.settings import Settings, SettingsError
 from app.simulate import SimulationError, simulate
@@ -138,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--study", default="mnist")
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument(
+        "--version", type=_version, help="12 digits; default: the one that takes participants"
+    )
     export.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
     export.add_argument("--zip", action="store_true", help="write export.zip into DIR instead of its files")
     export.add_argument("--comments", action="store_true", help="with participants' comments")
@@ -147,10 +152,19 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report on a study, one self-contained HTML file")
     report.add_argument("--study", default="mnist")
     report.add_argument("--out", type=Path, required=True, metavar="FILE")
+    report.add_argument(
+        "--version", type=_version, help="12 digits; default: the one that takes participants"
+    )
     report.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
     report.add_argument("--comments", action="store_true", help="with what participants wrote")
     report.set_defaults(run=_report)
     return parser
+
+
+def _version(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{12}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version: the 12 digits that the dashboard shows")
+    return text
 
 
 def _port(text: str) -> int:
@@ -303,18 +317,20 @@ def _known(rates: dict[str, float], pack: Pack) -> dict[str, float]:
 
 @contextmanager
 def _results(args: argparse.Namespace) -> Iterator[tuple[Session, results.Results]]:
-    """The results of --study and --data as of now, with the session that read them."""
+    """The results of --study, --version and --data as of now, with the session that read them."""
+    from app import showing
+
     database = Database(settings.load().database_url)
     try:
         database.migrate()
-        with database.read_instant() as session:
-            study = definitions.active(session, args.study)
-            if study is None:
-                raise ValueError(f"there is no study {args.study!r} in this database")
-            yield (
-                session,
-                results.compute(session, study, args.data or progress.default_data(session, study)),
-            )
+        with database.read() as session:
+            which = showing.Which(args.study, args.version, args.data)
+            try:
+                study, data = showing.select_study(session, which)
+            except Refusal:
+                version = f", version {args.version}," if args.version else ""
+                raise ValueError(f"there is no study {args.study!r}{version} in this database") from None
+            yield session, showing.shown(session, database, study, data)
     finally:
         database.close()
 

@@ -1,27 +1,21 @@
 """The researcher's pages and downloads."""
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from sqlalchemy import func, select
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
-from app import auth, printed, progress, results
+from app import auth, progress, results
 from app import definition as definitions
-from app.db import Database
 from app.definition import Definition
 from app.export import responses_csv
-from app.models import Participant, Study, Unmasking
-from app.observations import Data, Memory
-from app.outcomes import OUTCOMES
+from app.models import Participant, Study
 from app.participation import Refusal
-from app.results import Results
-from app.sheet import FINDINGS, sheet
+from app.sheet import sheet
+from app.showing import WORDING, Mem, Selected, query, record, select_study, shown
 from app.web import Db, now, render
 
 router = APIRouter()
@@ -37,34 +31,6 @@ class StudyRow:
     started: int
     finished: int
     simulated: int
-
-
-@dataclass(frozen=True)
-class Which:
-    """Which version and which participants a page is about."""
-
-    slug: str
-    version: str | None
-    data: Data | None
-
-
-def which(
-    slug: str,
-    version: Annotated[str | None, Query(pattern="^[0-9a-f]{12}$")] = None,
-    data: Annotated[Data | None, Query()] = None,
-) -> Which:
-    return Which(slug, version, data)
-
-
-Selected = Annotated[Which, Depends(which)]
-
-
-def memory(request: Request) -> Memory:
-    found: Memory = request.app.state.memory
-    return found
-
-
-Mem = Annotated[Memory, Depends(memory)]
 
 
 @router.get("/signin", include_in_schema=False)
@@ -113,7 +79,7 @@ def overview(request: Request, db: Db) -> Response:
 @researcher.get("/results/{slug}.json")
 def as_json(selected: Selected, db: Db, memory: Mem) -> Response:
     with db.read() as session:
-        found = shown(session, selected, db, memory)
+        found = shown(session, db, *select_study(session, selected), memory)
     return JSONResponse(results.results_json(found), headers={"Cache-Control": "no-store"})
 
 
@@ -122,7 +88,7 @@ def dashboard(
     request: Request, selected: Selected, db: Db, memory: Mem, show: Literal["all"] | None = None
 ) -> Response:
     with db.read() as session:
-        found = shown(session, selected, db, memory)
+        found = shown(session, db, *select_study(session, selected), memory)
         drawn = sheet(session, found)
         versions = session.scalars(
             select(Study)
@@ -141,18 +107,9 @@ def dashboard(
         kinds=kinds,
         picture="/stimuli/{}.png".format,
         link=lambda image: f"/results/{selected.slug}/images/{image.sha256}?{query(found)}",
-        **wording(),
+        query=query(found),
+        **WORDING,
     )
-
-
-def wording() -> dict[str, Any]:
-    """What the templates of results need besides the results."""
-    return {"printed": printed, "outcomes": OUTCOMES, "findings": FINDINGS}
-
-
-def query(found: Results) -> str:
-    """The part of an address that names a version and a kind of participants."""
-    return f"version={found.study.version}&data={found.data}"
 
 
 @researcher.get("/results/{slug}/responses.csv")
@@ -161,9 +118,9 @@ def as_csv(selected: Selected, db: Db, memory: Mem) -> Response:
         study, data = select_study(session, selected)
 
     def lines() -> Iterator[str]:
-        # One reading session, so that the rows and who is excluded are of the same instant.
+        # One reading session: the rows and who is excluded are of the same instant.
         with db.read() as session:
-            here, _ = select_study(session, selected)
+            here = session.get_one(Study, study.id)
             with memory.lock:
                 people = progress.monitor(session, here, definitions.of(here), data, memory)
             yield from responses_csv(session, here, data, people.excluded_pseudonyms)
@@ -181,46 +138,8 @@ def unmask(selected: Selected, db: Db, memory: Mem) -> Response:
     """Show the comparisons before the target N; when, and at how many participants, is kept for ever."""
     with db.read() as session:
         found = results.compute(session, *select_study(session, selected), memory, now())
-    if found.masked:
-        _record_unmasking(db, found)
+    record(db, found, unmask=True)
     return RedirectResponse(f"/results/{selected.slug}?{query(found)}", status_code=303)
-
-
-def shown(session: Session, selected: Which, db: Database, memory: Memory) -> Results:
-    """The results that a page, a file or a program is about to show; that they were once shown is recorded.
-
-    What has been seen cannot be masked again, should somebody withdraw after the target N was reached.
-    """
-    found = results.compute(session, *select_study(session, selected), memory, now())
-    if not found.masked and not found.seen_before:
-        _record_unmasking(db, found)
-    return found
-
-
-def _record_unmasking(db: Database, found: Results) -> None:
-    with db.write() as session, suppress(IntegrityError):  # two at once: the first is on record
-        session.add(
-            Unmasking(
-                study_id=found.study.id,
-                simulated=found.data == "simulated",
-                at=found.summary.at,
-                n=found.included,
-            )
-        )
-        session.commit()
-
-
-def select_study(session: Session, selected: Which) -> tuple[Study, Data]:
-    """The version and kind of participants that an address names. Raises Refusal 404."""
-    if selected.version:
-        study = session.scalar(
-            select(Study).where(Study.slug == selected.slug, Study.sha256.startswith(selected.version))
-        )
-    else:
-        study = definitions.active(session, selected.slug)
-    if study is None:
-        raise Refusal(404, f"There is no such study or version here: {selected.slug!r}.")
-    return study, selected.data or progress.default_data(session, study)
 
 
 router.include_router(researcher)

@@ -41,14 +41,9 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
+        """A session whose every statement sees the database as it was at the first."""
         with Session(self.engine, expire_on_commit=False) as session:
-            yield session
-
-    @contextmanager
-    def read_instant(self) -> Iterator[Session]:
-        """A session whose every statement sees the database as it was at the first, as on SQLite all do."""
-        with self.read() as session:
-            if self.engine.dialect.name != "sqlite":
+            if self.engine.dialect.name != "sqlite":  # on SQLite it is so by itself
                 session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
             yield session
 

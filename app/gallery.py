@@ -7,11 +7,11 @@ from fastapi.responses import HTMLResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import auth, dashboard
-from app.dashboard import Mem, Selected
+from app import auth, showing
 from app.models import CleanImage, Pack, Stimulus, StudyPack
 from app.participation import Refusal
 from app.results import Results
+from app.showing import Mem, Selected
 from app.views import ImageResult
 from app.web import Db, render
 
@@ -33,7 +33,7 @@ class ImagePage:
 def images(request: Request, selected: Selected, db: Db, memory: Mem) -> Response:
     """Every image that was labelled, the most convincing first."""
     with db.read() as session:
-        found = dashboard.shown(session, selected, db, memory)
+        found = showing.shown(session, db, *showing.select_study(session, selected), memory)
     packs = {
         name: sorted(pack.views.images, key=lambda i: (-i.low, -i.reasonable, i.sha256))
         for name, pack in found.packs.items()
@@ -44,8 +44,8 @@ def images(request: Request, selected: Selected, db: Db, memory: Mem) -> Respons
         "images.html",
         results=found,
         packs=packs,
-        query=dashboard.query(found),
-        **dashboard.wording(),
+        query=showing.query(found),
+        **showing.WORDING,
     )
 
 
@@ -53,12 +53,12 @@ def images(request: Request, selected: Selected, db: Db, memory: Mem) -> Respons
 def image(request: Request, selected: Selected, sha256: str, db: Db, memory: Mem) -> Response:
     """One image; where several stimuli have the same pixels, all of them."""
     with db.read() as session:
-        found = dashboard.shown(session, selected, db, memory)
+        found = showing.shown(session, db, *showing.select_study(session, selected), memory)
         pages = [_page(session, found, stimulus) for stimulus in _stimuli(session, found, sha256)]
     if not pages:
         raise Refusal(404, "This study shows no such image.")
     return render(
-        request, "image.html", results=found, pages=pages, query=dashboard.query(found), **dashboard.wording()
+        request, "image.html", results=found, pages=pages, query=showing.query(found), **showing.WORDING
     )
 
 

@@ -164,6 +164,17 @@ class Unmasking(Base):
     n: Mapped[int]  # complete, included participants at that time
 
 
+class SeenLook(Base):
+    """A look that the study file declares, as it was when it was first shown; never removed nor changed."""
+
+    __tablename__ = "seen_looks"
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"), primary_key=True)
+    simulated: Mapped[bool] = mapped_column(primary_key=True)
+    n: Mapped[int] = mapped_column(primary_key=True)  # complete, included participants
+    at: Mapped[datetime]
+    comparison: Mapped[dict[str, Any]]  # the fields of results.Comparison
+
+
 class Participant(Base):
     """One person's session, from consent on."""
 

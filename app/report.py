@@ -13,12 +13,12 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import auth, dashboard
-from app.dashboard import Mem, Selected
+from app import auth, showing
 from app.models import Image, Pack, StudyPack
 from app.results import Results
 from app.settings import ROOT
 from app.sheet import Sheet, sheet
+from app.showing import Mem, Selected
 from app.web import Db
 
 router = APIRouter(dependencies=[Depends(auth.require_researcher)])
@@ -40,7 +40,7 @@ class Provenance:
 def report(selected: Selected, db: Db, memory: Mem, comments: bool = False) -> Response:
     """The report as a file; with participants' comments only on request."""
     with db.read() as session:
-        found = dashboard.shown(session, selected, db, memory)
+        found = showing.shown(session, db, *showing.select_study(session, selected), memory)
         html = render_report(session, found, comments)
     name = f"{found.study.slug}-{found.study.version}-{found.data}.html"
     return Response(
@@ -65,9 +65,9 @@ def render_report(session: Session, found: Results, comments: bool = False) -> s
         picture=picture,
         link=None,
         report=True,
-        query=dashboard.query(found),
+        query=showing.query(found),
         comments=found.comments if comments else [],
-        **dashboard.wording(),
+        **showing.WORDING,
     )
 
 

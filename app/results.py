@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app import definition as definitions
 from app import observations, progress, stats
 from app.definition import Definition
-from app.models import Comment, Participant, Study, Unmasking
+from app.models import Comment, Participant, SeenLook, Study, Unmasking
 from app.observations import Data, Memory, ScoredAnswers
 from app.outcomes import COMPARED, OUTCOMES, PLACEBOS
 from app.progress import Monitor, Summary, monitor, taking_part
@@ -52,12 +52,15 @@ class Comparison:
 class Look:
     """A look at the primary comparison, declared in the study file: over the first `n` complete and included.
 
-    `found` is None until so many are there; its p is to be held against `boundary` alone.
+    `found` is None until so many are there, and from when it was first seen what it was then; its p is to be held
+    against `boundary` alone.
     """
 
     n: int
     boundary: float
     found: Comparison | None
+    seen_at: datetime | None = None
+    still: bool = True  # False: somebody has withdrawn since it was seen, and it cannot be worked out again
 
     @property
     def crossed(self) -> bool:
@@ -128,6 +131,12 @@ def compute(
         comments = memory.get(
             ("comments", study.id, data), version, lambda: _comments(session, study, data, masked)
         )
+    seen = {
+        row.n: row
+        for row in session.scalars(
+            select(SeenLook).where(SeenLook.study_id == study.id, SeenLook.simulated == (data == "simulated"))
+        )
+    }
     return Results(
         study=study,
         definition=definition,
@@ -142,7 +151,7 @@ def compute(
         masked=masked,
         unmasking=unmasking if unmasking is not None and unmasking.n < target else None,
         seen_before=unmasking is not None,
-        looks=looks,
+        looks=[_as_seen(look, seen.get(look.n)) for look in looks],
         packs=packs,
         progress=people.rows,
         summary=progress.summary(people, now or datetime.now(UTC)),
@@ -203,6 +212,13 @@ def _looks(
             )
         looks.append(Look(n, boundary, comparison))
     return looks
+
+
+def _as_seen(look: Look, seen: SeenLook | None) -> Look:
+    if seen is None:
+        return look
+    then = Comparison(**seen.comparison)
+    return replace(look, found=then, seen_at=seen.at, still=look.found == then)
 
 
 def _comparisons(
@@ -332,6 +348,8 @@ def results_json(results: Results) -> dict[str, Any]:
                 "n": look.n,
                 "boundary": look.boundary,
                 "crossed": look.crossed if look.found else None,
+                "seen_at": look.seen_at.isoformat() if look.seen_at else None,
+                "still": look.still,
                 "comparison": vars(look.found).copy() if look.found else None,
             }
             for look in results.looks

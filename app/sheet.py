@@ -6,8 +6,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import charts, figures, published
+from app.definition import ALPHA
 from app.models import Pack, StudyPack
 from app.outcomes import OUTCOMES
+from app.printed import p_value, percent, points
 from app.published import Published
 from app.results import Comparison, PackResults, Results
 from app.views import ImageResult
@@ -32,7 +34,7 @@ class PackSheet:
 
     name: str
     results: PackResults
-    primary: Comparison | None
+    finding: str | None  # the primary comparison as a sentence, where it is this pack's
     notes: list[str]  # what the intervals cannot account for
     figures: dict[str, str]  # name -> inline SVG
     convincing: list[ImageResult]
@@ -76,7 +78,7 @@ def _pack_sheet(results: Results, name: str, kind: tuple[str, str], not_asked: f
     return PackSheet(
         name=name,
         results=pack,
-        primary=next((c for c in pack.comparisons if c.primary), None),
+        finding=next((finding(results, c) for c in pack.comparisons if c.primary), None),
         notes=_notes(pack) if pack.views else [],
         figures=_figures(results, name, pack, not_asked),
         convincing=by_low[:GALLERY],
@@ -84,6 +86,54 @@ def _pack_sheet(results: Results, name: str, kind: tuple[str, str], not_asked: f
         published=published.TABLES.get(kind),
         published_p=published.UNREASONABLE_P.get(kind),
     )
+
+
+def finding(results: Results, c: Comparison) -> str:
+    """The primary comparison in a sentence of plain English, with its scope and what weakens it."""
+    if c.difference is None or c.p is None:
+        return (
+            "No complete, included participant has answered about both models of the primary comparison yet."
+        )
+    whose, did, others = FINDINGS[c.outcome]
+    a, b = c.a.replace("_", " "), c.b.replace("_", " ")
+    people = f"{c.participants} participant{'' if c.participants == 1 else 's'}"
+    target = results.definition.target_participants
+    if c.difference == 0:
+        how_often = "exactly as often as"
+    else:
+        size = percent(abs(c.difference))
+        points_ = "less than 0.1" if size == "0.0" else size
+        how_often = f"{points_} percentage points {'less' if c.difference < 0 else 'more'} often than"
+    interval = (
+        f"95 % interval of the difference {points(c.low)} to {points(c.high)}; "
+        if c.low is not None and c.high is not None
+        else ""
+    )
+    p = p_value(c.p) if c.p < 0.0001 else f"= {p_value(c.p)}"
+    said = [
+        f"Averaged over {people}, {whose} {a} {did} {how_often} {others} {b} ({interval}"
+        f"{'exact' if c.p_exact else 'conservative'} two-sided sign-flip test, p {p}).",
+        "This speaks about new participants and these images.",
+    ]
+    if c.low is None:
+        reason = c.reason or ""
+        said.append(f"There is no interval: {reason[:1].lower()}{reason[1:]}")
+    least = 0.5 ** (c.participants - 1)
+    if least > ALPHA:
+        said.append(f"With {people} this test cannot give a p below {p_value(least)}.")
+    if c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) != (c.p <= ALPHA):
+        said.append(
+            "The interval and the test disagree about a difference of zero here; "
+            "the test assumes less and is the one to report."
+        )
+    if results.looks:
+        said.append(
+            f"The study declared {len(results.looks)} looks: what decides is the table of planned looks, where the "
+            f"last p is held against {p_value(results.looks[-1].boundary)}."
+        )
+    if results.unmasking:
+        said.append(f"Unmasked early, at {results.unmasking.n} of {target} participants.")
+    return " ".join(said)
 
 
 def _figures(results: Results, name: str, pack: PackResults, not_asked: frozenset[str]) -> dict[str, str]:

@@ -6,8 +6,8 @@ from typing import IO
 from fastapi import APIRouter, Depends
 from fastapi.responses import StreamingResponse
 
-from app import auth, bundle, dashboard
-from app.dashboard import Mem, Selected
+from app import auth, bundle, showing
+from app.showing import Mem, Selected
 from app.web import Db
 
 router = APIRouter(dependencies=[Depends(auth.require_researcher)])
@@ -20,8 +20,8 @@ def export_zip(
     selected: Selected, db: Db, memory: Mem, comments: bool = False, recruiter_ids: bool = False
 ) -> StreamingResponse:
     """Data, codebook, study, packs, results and scripts; with comments and recruiters' ids only on request."""
-    with db.read_instant() as session:
-        found = dashboard.shown(session, selected, db, memory)
+    with db.read() as session:
+        found = showing.shown(session, db, *showing.select_study(session, selected), memory)
         file = bundle.zipped(session, found, comments=comments, recruiter_ids=recruiter_ids)
     size = file.seek(0, 2)
     file.seek(0)

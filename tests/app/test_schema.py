@@ -14,6 +14,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from fastapi.testclient import TestClient
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
@@ -300,9 +301,10 @@ def test_a_migration_may_alter_a_table_that_others_refer_to(
     before = rows(played)
     database = copy_of(played, tmp_path)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
-    (tmp_path / "migrations" / "versions" / "0003_next.py").write_text(
+    head = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
+    (tmp_path / "migrations" / "versions" / "next.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
-        "revision, down_revision, branch_labels, depends_on = '0003', '0002', None, None\n"
+        f"revision, down_revision, branch_labels, depends_on = 'next', '{head}', None, None\n"
         "def upgrade():\n"
         "    with op.batch_alter_table('participants') as batch:\n"
         "        batch.alter_column('pseudonym', type_=sa.String(30), existing_type=sa.String(20))\n"

@@ -360,7 +360,7 @@ def test_the_same_instant_gives_the_same_bytes(world: World) -> None:
     db = Database(world.settings.database_url)
     archives = []
     for _ in range(2):
-        with db.read_instant() as session:
+        with db.read() as session:
             study = session.scalars(select(Study).where(Study.slug == "full-study")).one()
             found = results.compute(session, study, "real", now=datetime(2030, 1, 1, tzinfo=UTC))
             with bundle.zipped(session, found, comments=True, recruiter_ids=True) as file:
