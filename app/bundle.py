@@ -4,14 +4,13 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
 from sqlalchemy.orm import Session
 
 from app import codebook, results, tables
-from app.export import responses_csv
 from app.results import Results
 from app.settings import ROOT
 
@@ -87,7 +86,7 @@ def _files(
     study = found.study
     excluded = frozenset(person.pseudonym for person in found.progress if person.excluded)
     data: dict[str, Iterable[str]] = {
-        "responses": responses_csv(session, study, found.data, excluded),
+        "responses": tables.responses_csv(session, study, found.data, excluded),
         "participants": tables.lines("participants", tables.participants(session, found)),
         "trials": tables.lines("trials", tables.trials(session, found)),
         "stimuli": tables.lines("stimuli", tables.stimuli(session, found)),
@@ -109,7 +108,7 @@ def _files(
         yield codebook.file_name(study.slug, name), pieces
     yield "results.json", [json.dumps(numbers, indent=1), "\n"]
     yield "results.csv", tables.results_csv(numbers)
-    yield "study/study.json", [json.dumps(_study(found), indent=1, ensure_ascii=False), "\n"]
+    yield "study/study.json", [json.dumps(_study(found, numbers), indent=1, ensure_ascii=False), "\n"]
     # As `definition.freeze` hashes it.
     frozen = json.dumps(study.definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     yield "study/frozen.json", [frozen]
@@ -120,12 +119,11 @@ def _files(
         yield name, [(ROOT / "app" / "analysis" / name).read_text(encoding="utf-8")]
 
 
-def _study(found: Results) -> dict[str, object]:
+def _study(found: Results, numbers: Mapping[str, object]) -> dict[str, object]:
     """What the scripts need to know that is no answer of anybody's."""
-    numbers = results.results_json(found)
     return {key: numbers[key] for key in ("study", "version", "data", "computed_at", "unmasked")} | {
         "sha256": found.study.sha256,
-        "seen": found.seen_before,
+        "seen": not found.masked,
         "packs": list(found.packs),
         "labels": found.labels,
         "models": list(next(iter(found.packs.values())).models),

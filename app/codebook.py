@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.definition import Definition
-from app.export import CSV_COLUMNS
 from app.models import NONE_PLAUSIBLE
 from app.results import Results
 
@@ -123,6 +122,12 @@ DISPLAY = {
         "presses sooner than anybody can have seen the image, which are no answers", numeric=True
     ),
     "image_retries": Column("how often the image had to be loaded again", numeric=True),
+    "waited_ms": Column(
+        "how long the answer waited in the browser, by its clock: from the press until the request that was stored "
+        "was sent",
+        "ms",
+        numeric=True,
+    ),
 }
 LEFT_OUT = Column(
     "entries of what the browser reported that no column holds, or that are not of their column's kind",
@@ -174,8 +179,6 @@ TABLES = {
     "recruiterids": Table("What recruiters' links said about participants; only on request", RECRUITER_IDS),
 }
 """Every data file by its name in the file's name, and all its columns in order."""
-
-assert tuple(RESPONSES) == CSV_COLUMNS
 
 
 def file_name(slug: str, table: str) -> str:

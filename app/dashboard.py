@@ -1,17 +1,15 @@
-"""The researcher's pages and downloads."""
+"""The researcher's pages, and the results as JSON."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from sqlalchemy import func, select
 
 from app import auth, progress, results
 from app import definition as definitions
 from app.definition import Definition
-from app.export import responses_csv
 from app.models import Participant, Study
 from app.participation import Refusal
 from app.sheet import sheet
@@ -109,27 +107,6 @@ def dashboard(
         link=lambda image: f"/results/{selected.slug}/images/{image.sha256}?{query(found)}",
         query=query(found),
         **WORDING,
-    )
-
-
-@researcher.get("/results/{slug}/responses.csv")
-def as_csv(selected: Selected, db: Db, memory: Mem) -> Response:
-    with db.read() as session:
-        study, data = select_study(session, selected)
-
-    def lines() -> Iterator[str]:
-        # One reading session: the rows and who is excluded are of the same instant.
-        with db.read() as session:
-            here = session.get_one(Study, study.id)
-            with memory.lock:
-                people = progress.monitor(session, here, definitions.of(here), data, memory)
-            yield from responses_csv(session, here, data, people.excluded_pseudonyms)
-
-    name = f"{study.slug}-{study.version}-{data}.csv"
-    return StreamingResponse(
-        lines(),
-        media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"},
     )
 
 

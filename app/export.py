@@ -1,125 +1,59 @@
-"""A study's answers as CSV, one row a trial."""
+"""The researcher's downloads: a study's answers as CSV, and the whole export as one file."""
 
-import csv
-import io
 from collections.abc import Iterator
+from typing import IO
 
-from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from fastapi import APIRouter, Depends
+from fastapi.responses import StreamingResponse
 
-from app.models import (
-    NONE_PLAUSIBLE,
-    CleanImage,
-    Judgment,
-    Pack,
-    Participant,
-    Response,
-    Stimulus,
-    Study,
-    Trial,
-)
-from app.observations import Data
-from app.progress import taking_part
+from app import auth, bundle, progress, tables
+from app import definition as definitions
+from app.models import Study
+from app.showing import Mem, Selected, select_study, shown
+from app.web import Db
 
-CSV_COLUMNS = (
-    "participant",
-    "study",
-    "version",
-    "pack",
-    "position",
-    "kind",
-    "stimulus",
-    "model",
-    "source_label",
-    "target_label",
-    "label",
-    "runner_up",
-    "plausible",
-    "fooled",
-    "reasonable",
-    "label_rt_ms",
-    "plausibility_rt_ms",
-    "answered_at",
-    "excluded",
-)
-BATCH = 2000
+router = APIRouter(dependencies=[Depends(auth.require_researcher)])
+
+PIECE = 64 * 1024  # bytes
 
 
-def responses_csv(session: Session, study: Study, data: Data, excluded: frozenset[str]) -> Iterator[str]:
-    """The answered trials in lines of CSV; yes and no are 1 and 0, what was not asked is empty.
+@router.get("/results/{slug}/responses.csv")
+def responses_csv(selected: Selected, db: Db, memory: Mem) -> StreamingResponse:
+    """The answered trials, one row each."""
+    with db.read() as session:
+        study, data = select_study(session, selected)
 
-    `excluded` holds the pseudonyms whose answers the study file's rules leave out.
-    """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(CSV_COLUMNS)
-    rows = session.execute(
-        select(
-            Participant.pseudonym,
-            Trial.position,
-            Trial.kind,
-            Trial.sha256,
-            Pack.name,
-            Stimulus.model,
-            func.coalesce(Stimulus.source_label, CleanImage.source_label).label("source_label"),
-            Stimulus.target_label,
-            Response.label,
-            Response.runner_up,
-            Judgment.plausible,
-            Response.rt_ms.label("label_rt_ms"),
-            Judgment.rt_ms.label("plausibility_rt_ms"),
-            Response.answered_at,
-        )
-        .select_from(Trial)
-        .join(Participant, Participant.id == Trial.participant_id)
-        .join(Response, Response.trial_id == Trial.id)
-        .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-        .outerjoin(Stimulus, Stimulus.id == Trial.stimulus_id)
-        .outerjoin(CleanImage, CleanImage.id == Trial.clean_image_id)
-        .outerjoin(Pack, Pack.id == func.coalesce(Stimulus.pack_id, CleanImage.pack_id))
-        .where(*taking_part(study, data))
-        .order_by(Participant.number, Trial.position)
-        .execution_options(yield_per=BATCH)
-    )
-    for i, row in enumerate(rows, start=1):
-        main = row.kind == "main"
-        fooled = row.label == row.target_label
-        writer.writerow(
-            [
-                row.pseudonym,
-                study.slug,
-                study.version,
-                row.name or "",
-                row.position,
-                row.kind,
-                row.sha256,
-                row.model or "",
-                row.source_label or "",
-                row.target_label or "",
-                row.label,
-                row.runner_up or "",
-                _flag(row.plausible),
-                _flag(fooled) if main else "",
-                _flag(fooled or row.target_label == row.runner_up or row.label == NONE_PLAUSIBLE)
-                if main
-                else "",
-                _number(row.label_rt_ms),
-                _number(row.plausibility_rt_ms),
-                row.answered_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-                _flag(row.pseudonym in excluded),
-            ]
-        )
-        if i % BATCH == 0:
-            yield buffer.getvalue()
-            buffer.seek(0)
-            buffer.truncate()
-    yield buffer.getvalue()
+    def lines() -> Iterator[str]:
+        # One reading session: the rows and who is excluded are of the same instant.
+        with db.read() as session:
+            here = session.get_one(Study, study.id)
+            with memory.lock:
+                people = progress.monitor(session, here, definitions.of(here), data, memory)
+            yield from tables.responses_csv(session, here, data, people.excluded_pseudonyms)
+
+    name = f"{study.slug}-{study.version}-{data}.csv"
+    return StreamingResponse(lines(), media_type="text/csv; charset=utf-8", headers=_as_file(name))
 
 
-def _flag(value: bool | None) -> str:
-    return "" if value is None else str(int(value))
+@router.get("/results/{slug}/export.zip")
+def export_zip(
+    selected: Selected, db: Db, memory: Mem, comments: bool = False, recruiter_ids: bool = False
+) -> StreamingResponse:
+    """Data, codebook, study, packs, results and scripts; with comments and recruiters' ids only on request."""
+    with db.read() as session:
+        found = shown(session, db, *select_study(session, selected), memory)
+        file = bundle.zipped(session, found, comments=comments, recruiter_ids=recruiter_ids)
+    size = file.seek(0, 2)
+    file.seek(0)
+    headers = _as_file(bundle.file_name(found)) | {"Content-Length": str(size)}
+    return StreamingResponse(_pieces(file), media_type="application/zip", headers=headers)
 
 
-def _number(value: float | None) -> str:
-    # As measured: a rounded time could fall on the other side of an exclusion rule.
-    return "" if value is None else repr(value)
+def _as_file(name: str) -> dict[str, str]:
+    return {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE):
+            yield piece

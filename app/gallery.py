@@ -26,12 +26,12 @@ class ImagePage:
     stimulus: Stimulus
     original: CleanImage | None
     fellows: list[Stimulus]
-    answers: ImageResult | None  # None: nobody has labelled it, or the study is masked
+    answers: ImageResult | None  # None: nobody has labeled it, or the study is masked
 
 
 @router.get("/results/{slug}/images", response_class=HTMLResponse)
 def images(request: Request, selected: Selected, db: Db, memory: Mem) -> Response:
-    """Every image that was labelled, the most convincing first."""
+    """Every image that was labeled, the most convincing first."""
     with db.read() as session:
         found = showing.shown(session, db, *showing.select_study(session, selected), memory)
     packs = {

@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app import dashboard, entrance, gallery, i18n, pages, power_page, report, study, takeaway, web
+from app import dashboard, entrance, export, gallery, i18n, pages, power_page, report, study, web
 from app.db import Database
 from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.observations import Memory
@@ -59,10 +59,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(entrance.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(dashboard.router)
+    app.include_router(export.router)
     app.include_router(gallery.router)
     app.include_router(report.router)
     app.include_router(power_page.router)
-    app.include_router(takeaway.router)
     app.mount("/static", _Static(directory=ROOT / "static"), name="static")
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -266,10 +266,17 @@ def _disturbed(session: Session, whose: Sequence[ColumnElement[bool]]) -> dict[i
     found: dict[int, dict[str, int]] = {}
     for table in (Response, Judgment):
         text = sql_cast(table.display, Text)
-        # Most answers have nothing to tell; the text says so without being read.
+        # Most answers have nothing to tell; the text says so without being read, where it has the name just once:
+        # twice, and the 0 may be that of another key that looks alike, of an inner object's for one.
         noted = or_(
             *(
-                and_(text.contains(f'"{n}"'), ~or_(*(text.contains(f'"{n}": 0{end}') for end in (",", "}"))))
+                and_(
+                    text.contains(f'"{n}"'),
+                    or_(
+                        ~or_(*(text.contains(f'"{n}": 0{end}') for end in (",", "}"))),
+                        text.like(f'%"{n}"%"{n}"%'),
+                    ),
+                )
                 for n in DISTURBANCES
             )
         )

@@ -32,9 +32,9 @@ class Progress:
     last_seen_at: datetime
     finished_at: datetime | None
     excluded: str | None  # the rule, once the session is finished
-    language: str
     label_ms: float | None  # median time to label a main image
     unmeasured: int  # main labels without a time
+    controls_right: int  # control images read as what they are
     disturbances: dict[str, int]  # how many answers had each of DISTURBANCES
 
     @property
@@ -141,7 +141,6 @@ def monitor(
             Participant.last_seen_at,
             Participant.finished_at,
             Participant.withdrawn_at,
-            Participant.language,
         )
         .where(*observations.belonging(study, data))
         .order_by(Participant.number)
@@ -187,9 +186,9 @@ def _monitor(
                 last_seen_at=person.last_seen_at,
                 finished_at=person.finished_at,
                 excluded=excluded if state == "finished" else None,
-                language=person.language,
                 label_ms=label_ms,
                 unmeasured=unmeasured,
+                controls_right=own.controls_right if own else 0,
                 disturbances=own.disturbances if own else dict.fromkeys(DISTURBANCES, 0),
             )
         )

@@ -118,7 +118,7 @@ def _pairs(found: ScoredAnswers, labels: int, outcome: str) -> list[list[tuple[i
 
 
 def _images(found: ScoredAnswers, stimuli: Stimuli, outcome: str) -> list[ImageResult]:
-    """Every image that somebody has labelled, in the order of the packs."""
+    """Every image that somebody has labeled, in the order of the packs."""
     rows = found.answers.stimulus
     size = len(stimuli.sha256)
 

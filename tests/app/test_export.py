@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from app import auth, cli, export
+from app import auth, cli, tables
 from app.db import Database
 from app.models import Participant, Unmasking
 from app.settings import Settings
@@ -172,7 +172,7 @@ def test_batches_leave_nothing_out(
     start().answer(most=12)
     whole = csv(researcher)
     for size in (1, 5, 12, 13):
-        monkeypatch.setattr(export, "BATCH", size)
+        monkeypatch.setattr(tables, "BATCH", size)
         assert csv(researcher) == whole
 
 
