@@ -61,7 +61,7 @@ OUTCOMES = {
         "target named second", "the second label is the network’s answer", "placebo_second"
     ),
     "none_plausible": Outcome("none plausible", "no label is plausible"),
-    "kept_source": Outcome("source label kept", "the first label is the original image’s", "placebo_fooled"),
+    "kept_source": Outcome("source label kept", "the first label is the original image’s"),
 }
 PLACEBOS = {
     "placebo_fooled": "human_fooled",

@@ -34,6 +34,8 @@ class Comparison:
     outcome: str
     primary: bool
     participants: int
+    rate_a: float | None  # the mean of the participants' rates
+    rate_b: float | None
     difference: float | None
     low: float | None
     high: float | None
@@ -50,7 +52,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Look:
-    """A look at the primary comparison, declared in the study file: over the first `n` complete and included.
+    """A look at the primary comparison that is fixed beforehand: over the first `n` complete and included.
+
+    The study file may declare some; the last, and without them the only one, is at the target N.
 
     `found` is None until so many are there, and from when it was first seen what it was then; its p is to be held
     against `boundary` alone.
@@ -97,14 +101,13 @@ class Results:
     included: int  # finished and not excluded
     labels: list[str]  # that could be chosen
     masked: bool
-    unmasking: Unmasking | None  # before the target N
+    unmasking: Unmasking | None  # before the target N, and not because a look had decided
     seen_before: bool  # the comparisons have been shown, at the target N or before
-    looks: list[Look]  # empty where the study file declares none
+    looks: list[Look]  # in order; the last is at the target N
     packs: dict[str, PackResults]
     progress: list[progress.Progress]
     summary: Summary
     comments: list[CommentView]  # the latest first
-    version: tuple[object, ...]  # changes whenever the data do
 
 
 def compute(
@@ -117,26 +120,38 @@ def compute(
     memory = memory or Memory()
     definition = definitions.of(study)
     target = definition.target_participants
-    with memory.lock:
-        people = monitor(session, study, definition, data, memory)
-        complete = people.complete
-        unmasking = session.get(Unmasking, (study.id, data == "simulated"))
-        masked = len(complete) < target and unmasking is None
-        version = (people.version, masked)
-        packs, looks = memory.get(
-            ("results", study.id, data),
-            version,
-            lambda: _numbers(session, study, definition, people, complete, masked, memory),
-        )
-        comments = memory.get(
-            ("comments", study.id, data), version, lambda: _comments(session, study, data, masked)
-        )
     seen = {
         row.n: row
         for row in session.scalars(
             select(SeenLook).where(SeenLook.study_id == study.id, SeenLook.simulated == (data == "simulated"))
         )
     }
+    unmasking = session.get(Unmasking, (study.id, data == "simulated"))
+    with memory.lock:
+        people = monitor(session, study, definition, data, memory)
+        complete = people.complete
+        found = memory.get(
+            ("scored", study.id, data), people.version, lambda: _scored(session, study, people, memory)
+        )
+        made = memory.get(
+            ("looks", study.id, data), people.version, lambda: _looks(study, definition, found, complete)
+        )
+        looks = [_as_seen(look, seen.get(look.n)) for look in made]
+        masked = len(complete) < target and unmasking is None and not any(look.crossed for look in looks)
+        version = (people.version, masked)
+        packs = memory.get(
+            ("packs", study.id, data),
+            version,
+            lambda: _packs(session, study, definition, people, found, masked, memory),
+        )
+        comments = memory.get(
+            ("comments", study.id, data), version, lambda: _comments(session, study, data, masked)
+        )
+    early = (
+        unmasking is not None
+        and unmasking.n < target
+        and not any(look.crossed and look.n <= unmasking.n for look in looks)
+    )
     return Results(
         study=study,
         definition=definition,
@@ -149,31 +164,38 @@ def compute(
         included=len(complete),
         labels=list(study.packs[0].pack.labels),
         masked=masked,
-        unmasking=unmasking if unmasking is not None and unmasking.n < target else None,
+        unmasking=unmasking if early else None,
         seen_before=unmasking is not None,
-        looks=[_as_seen(look, seen.get(look.n)) for look in looks],
+        looks=looks,
         packs=packs,
         progress=people.rows,
         summary=progress.summary(people, now or datetime.now(UTC)),
         comments=comments,
-        version=version,
     )
 
 
-def _numbers(
+def _models(study: Study) -> list[str]:
+    return list(study_order(study.packs[0].pack.models))  # the same in all packs of a study
+
+
+def _scored(session: Session, study: Study, people: Monitor, memory: Memory) -> ScoredAnswers:
+    stimuli = observations.stimuli_of(session, study, memory)
+    return observations.scored(people.answers, stimuli, _models(study))
+
+
+def _packs(
     session: Session,
     study: Study,
     definition: Definition,
     people: Monitor,
-    complete: list[int],
+    found: ScoredAnswers,
     masked: bool,
     memory: Memory,
-) -> tuple[dict[str, PackResults], list[Look]]:
+) -> dict[str, PackResults]:
     stimuli = observations.stimuli_of(session, study, memory)
-    models = list(study_order(study.packs[0].pack.models))  # the same in all packs of a study
-    found = observations.scored(people.answers, stimuli, models)
+    models = _models(study)
     included = ~np.isin(people.answers.participant, sorted(people.excluded))
-    done = np.isin(people.answers.participant, complete)
+    done = np.isin(people.answers.participant, people.complete)
     packs: dict[str, PackResults] = {}
     for place, link in enumerate(study.packs):
         here = found.pack == place
@@ -188,28 +210,22 @@ def _numbers(
             if masked
             else views(counting, stimuli, models, definition.primary.outcome, definition.trials),
         )
-    looks = _looks(definition, models, found, complete, list(packs).index(definition.primary.pack))
-    return (packs if masked else _with_holm(packs)), looks
+    return packs if masked else _with_holm(packs)
 
 
 def _all_rates(found: ScoredAnswers) -> dict[str, Rate]:
     return {name: stats.rate(found.sample(name)) for name in NUMBERS}
 
 
-def _looks(
-    definition: Definition, models: list[str], found: ScoredAnswers, complete: list[int], primary_pack: int
-) -> list[Look]:
-    if definition.looks is None:
-        return []
+def _looks(study: Study, definition: Definition, found: ScoredAnswers, complete: list[int]) -> list[Look]:
+    primary = definition.primary
+    place = [link.pack.name for link in study.packs].index(primary.pack)
     looks = []
     for n, boundary in zip(definition.look_sizes, definition.look_boundaries, strict=True):
         comparison = None
         if len(complete) >= n:
-            first = np.isin(found.answers.participant, complete[:n]) & (found.pack == primary_pack)
-            primary = definition.primary
-            comparison = _compare(
-                models, found.where(first), primary.a, primary.b, primary.outcome, primary=True
-            )
+            first = found.where(np.isin(found.answers.participant, complete[:n]) & (found.pack == place))
+            comparison = _compare(_models(study), first, primary.a, primary.b, primary.outcome, primary=True)
         looks.append(Look(n, boundary, comparison))
     return looks
 
@@ -241,7 +257,8 @@ def _compare(
     models: list[str], found: ScoredAnswers, a: str, b: str, outcome: str, *, primary: bool
 ) -> Comparison:
     of_a, of_b = (found.sample(outcome, found.model == models.index(model)) for model in (a, b))
-    differences = _differences(of_a, of_b)
+    rates = _participants_rates(of_a, of_b)
+    differences = [x - y for x, y in rates]
     difference, interval = stats.mean_difference(differences)
     flip = stats.sign_flip(differences)
     new_images = stats.new_images_test(of_a, of_b)
@@ -252,6 +269,8 @@ def _compare(
         outcome=outcome,
         primary=primary,
         participants=len(differences),
+        rate_a=float(sum(x for x, _ in rates) / len(rates)) if rates else None,
+        rate_b=float(sum(y for _, y in rates) / len(rates)) if rates else None,
         difference=difference,
         low=interval.low,
         high=interval.high,
@@ -267,8 +286,8 @@ def _compare(
     )
 
 
-def _differences(a: Sample, b: Sample) -> list[Fraction]:
-    """Rate in `a` minus rate in `b` of every participant who has answers in both."""
+def _participants_rates(a: Sample, b: Sample) -> list[tuple[Fraction, Fraction]]:
+    """The rate in `a` and the rate in `b` of every participant who has answers in both."""
     size = int(max(a.participant.max(initial=0), b.participant.max(initial=0))) + 1
     count_a, n_a, count_b, n_b = (
         np.bincount(sample.participant, weights=column, minlength=size).astype(np.int64)
@@ -277,11 +296,9 @@ def _differences(a: Sample, b: Sample) -> list[Fraction]:
     )
     both = (n_a > 0) & (n_b > 0)
     table = np.stack([column[both] for column in (count_a, n_a, count_b, n_b)], axis=1)
-    kinds, kind = np.unique(
-        table, axis=0, return_inverse=True
-    )  # many participants, few different differences
-    fractions = [Fraction(x, n) - Fraction(y, m) for x, n, y, m in kinds.tolist()]
-    return [fractions[i] for i in kind.ravel().tolist()]
+    kinds, kind = np.unique(table, axis=0, return_inverse=True)  # many participants, few different pairs
+    pairs = [(Fraction(x, n), Fraction(y, m)) for x, n, y, m in kinds.tolist()]
+    return [pairs[i] for i in kind.ravel().tolist()]
 
 
 def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:

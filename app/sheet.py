@@ -1,6 +1,7 @@
 """What the dashboard and the report show of a study's results, made ready for their templates."""
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -25,7 +26,8 @@ FINDINGS = {
     "mistake_reasonable": ("mistakes of", "counted as reasonable", "those of"),
     "mistake_reasonable_direct": ("mistakes of", "were judged reasonable", "those of"),
 }
-GALLERY = 6  # images at either end
+GALLERY = 6  # images at either end,
+ENOUGH = 5  # of those with at least so many answers: fewer cannot tell images apart
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Sheet:
     results: Results
     packs: list[PackSheet]
     not_asked: frozenset[str]  # outcomes that the study does not ask about
+    dates: tuple[datetime | None, datetime | None]  # when the first and the last began
 
 
 def sheet(session: Session, results: Results) -> Sheet:
@@ -63,16 +66,18 @@ def sheet(session: Session, results: Results) -> Sheet:
             .where(StudyPack.study_id == results.study.id)
         )
     }
+    began = [person.started_at for person in results.progress]
     return Sheet(
         results=results,
         packs=[_pack_sheet(results, name, kinds[name], not_asked) for name in results.packs],
         not_asked=not_asked,
+        dates=(min(began, default=None), max(began, default=None)),
     )
 
 
 def _pack_sheet(results: Results, name: str, kind: tuple[str, str], not_asked: frozenset[str]) -> PackSheet:
     pack = results.packs[name]
-    images = [image for image in pack.views.images if image.counted] if pack.views else []
+    images = [image for image in pack.views.images if image.counted >= ENOUGH] if pack.views else []
     by_low = sorted(images, key=lambda i: (-i.low, -i.reasonable, i.sha256))
     by_high = sorted(images, key=lambda i: (i.high, i.reasonable, i.sha256))
     return PackSheet(
@@ -88,52 +93,97 @@ def _pack_sheet(results: Results, name: str, kind: tuple[str, str], not_asked: f
     )
 
 
-def finding(results: Results, c: Comparison) -> str:
-    """The primary comparison in a sentence of plain English, with its scope and what weakens it."""
-    if c.difference is None or c.p is None:
+def finding(results: Results, primary: Comparison) -> str:
+    """The primary comparison in a few sentences of plain English, with its scope and what weakens it.
+
+    It is the look that decided, or the last one reached; only a study that was unmasked before any look has
+    to do with `primary`, which is over all who are there so far.
+    """
+    reached = [look for look in results.looks if look.found]
+    look = next((look for look in reached if look.crossed), reached[-1] if reached else None)
+    c = look.found if look and look.found else primary
+    if c.difference is None or c.p is None or c.rate_a is None or c.rate_b is None:
         return (
             "No complete, included participant has answered about both models of the primary comparison yet."
         )
+    target = results.definition.target_participants
+    said = [_measured(c), _verdict(c, look.boundary if look else ALPHA)]
+    said.append("This speaks about new participants and these images.")
+    if c.p_new_images is not None:
+        said.append(f"For new participants and new images: p {_equals(c.p_new_images)}.")
+    if c.low is None:
+        reason = c.reason or ""
+        said.append(f"There is no interval: {reason[:1].lower()}{reason[1:]}")
+    if (least := 0.5 ** (c.participants - 1)) > ALPHA:
+        said.append(f"With {_people(c.participants)} this test cannot give a p below {p_value(least)}.")
+    if look and look.n < target:
+        said.append(
+            f"It was decided at the declared look at {_people(look.n)}. A difference found by stopping early "
+            "tends to be too large."
+        )
+    elif look and results.definition.looks:
+        said.append("This is the last of the declared looks.")
+    if look and not look.still:
+        said.append("Somebody who took part in it has withdrawn since it was first shown.")
+    if look and results.included > look.n and primary.difference is not None and primary.p is not None:
+        said.append(
+            f"Over all {results.included} who are complete and included by now the difference is "
+            f"{points(primary.difference)} (p {_equals(primary.p)}, which is not corrected for going on)."
+        )
+    if results.unmasking:
+        said.append(f"Unmasked early, at {results.unmasking.n} of {_people(target)}.")
+    return " ".join(said)
+
+
+def _measured(c: Comparison) -> str:
+    assert c.difference is not None
+    assert c.p is not None
+    assert c.rate_a is not None
+    assert c.rate_b is not None
     whose, did, others = FINDINGS[c.outcome]
     a, b = c.a.replace("_", " "), c.b.replace("_", " ")
-    people = f"{c.participants} participant{'' if c.participants == 1 else 's'}"
-    target = results.definition.target_participants
     if c.difference == 0:
-        how_often = "exactly as often as"
+        how = "exactly as often"
     else:
         size = percent(abs(c.difference))
-        points_ = "less than 0.1" if size == "0.0" else size
-        how_often = f"{points_} percentage points {'less' if c.difference < 0 else 'more'} often than"
+        size = "less than 0.1" if size == "0.0" else size
+        how = f"{size} percentage points {'less' if c.difference < 0 else 'more'} often"
     interval = (
         f"95 % interval of the difference {points(c.low)} to {points(c.high)}; "
         if c.low is not None and c.high is not None
         else ""
     )
-    p = p_value(c.p) if c.p < 0.0001 else f"= {p_value(c.p)}"
-    said = [
-        f"Averaged over {people}, {whose} {a} {did} {how_often} {others} {b} ({interval}"
-        f"{'exact' if c.p_exact else 'conservative'} two-sided sign-flip test, p {p}).",
-        "This speaks about new participants and these images.",
-    ]
-    if c.low is None:
-        reason = c.reason or ""
-        said.append(f"There is no interval: {reason[:1].lower()}{reason[1:]}")
-    least = 0.5 ** (c.participants - 1)
-    if least > ALPHA:
-        said.append(f"With {people} this test cannot give a p below {p_value(least)}.")
+    return (
+        f"Over {_people(c.participants)}, {whose} {a} {did} in {percent(c.rate_a)} % of answers, {others} {b} in "
+        f"{percent(c.rate_b)} %: {how} ({interval}{'exact' if c.p_exact else 'conservative'} two-sided "
+        f"sign-flip test, p {_equals(c.p)})."
+    )
+
+
+def _verdict(c: Comparison, boundary: float) -> str:
+    """What p says, held against the boundary that was fixed beforehand."""
+    assert c.p is not None
+    limit = f"{boundary:.2g}" if boundary == ALPHA else p_value(boundary)
+    if c.p <= boundary:
+        verdict = f"That is more than chance explains, at the level of {limit} that was fixed beforehand."
+    else:
+        verdict = f"That is no evidence of a difference: p is above the {limit} that was fixed beforehand."
+        if c.low is not None and c.high is not None and c.low < 0 < c.high:
+            verdict += f" Differences from {points(c.low)} to {points(c.high)} points remain possible."
     if c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) != (c.p <= ALPHA):
-        said.append(
-            "The interval and the test disagree about a difference of zero here; "
+        verdict += (
+            " The interval and the test disagree about a difference of zero here; "
             "the test assumes less and is the one to report."
         )
-    if results.looks:
-        said.append(
-            f"The study declared {len(results.looks)} looks: what decides is the table of planned looks, where the "
-            f"last p is held against {p_value(results.looks[-1].boundary)}."
-        )
-    if results.unmasking:
-        said.append(f"Unmasked early, at {results.unmasking.n} of {target} participants.")
-    return " ".join(said)
+    return verdict
+
+
+def _equals(p: float) -> str:
+    return p_value(p) if p < 0.0001 else f"= {p_value(p)}"
+
+
+def _people(n: int) -> str:
+    return f"{n} participant{'' if n == 1 else 's'}"
 
 
 def _figures(results: Results, name: str, pack: PackResults, not_asked: frozenset[str]) -> dict[str, str]:

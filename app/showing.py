@@ -18,9 +18,10 @@ from app.observations import Data, Memory
 from app.outcomes import OUTCOMES
 from app.participation import Refusal
 from app.results import Results
+from app.sheet import ENOUGH
 from app.web import now
 
-WORDING: Mapping[str, Any] = {"printed": printed, "outcomes": OUTCOMES}
+WORDING: Mapping[str, Any] = {"printed": printed, "outcomes": OUTCOMES, "enough": ENOUGH}
 """What the templates of results need besides the results."""
 
 

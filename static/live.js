@@ -10,20 +10,28 @@ async function refresh() {
   const active = document.activeElement;
   const idle = (!live.contains(active) || active.matches(KEPT)) && document.getSelection().isCollapsed;
   if (!document.hidden && idle) {
-    try {
-      const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
-      if (reply.ok) replace(new DOMParser().parseFromString(await reply.text(), "text/html"));
-    } catch {
-      // the server is away for a moment; what is shown stays
-    }
+    const page = await fetched();
+    document.getElementById("away").hidden = page !== null;
+    if (page) replace(page);
   }
   setTimeout(refresh, Math.max(PERIOD_MS, SHARE * (performance.now() - started)));
+}
+
+// The page anew, or null where the server is away.
+async function fetched() {
+  try {
+    const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
+    return reply.ok ? new DOMParser().parseFromString(await reply.text(), "text/html") : null;
+  } catch {
+    return null;
+  }
 }
 
 // What the reader has opened or scrolled sideways stays so.
 function replace(page) {
   const fresh = page.getElementById("live");
   if (!fresh) return;
+  document.getElementById("as-of").textContent = page.getElementById("as-of").textContent;
   const opened = [...live.querySelectorAll("details")].map((details) => details.open);
   fresh.querySelectorAll("details").forEach((details, i) => (details.open = opened[i] ?? details.open));
   if (fresh.innerHTML === live.innerHTML) return;

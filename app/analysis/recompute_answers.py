@@ -178,8 +178,11 @@ def comparison(answers: Sequence[Answer], a: str, b: str, outcome: str, primary:
 
     rates_a, rates_b = by_participant(of_a), by_participant(of_b)
     differences = [rates_a[who] - rates_b[who] for who in rates_a if who in rates_b]
+    both = [(rates_a[who], rates_b[who]) for who in rates_a if who in rates_b]
     counts = sum(hit for _, _, hit in of_a), len(of_a), sum(hit for _, _, hit in of_b), len(of_b)
     found: Json = {"a": a, "b": b, "outcome": outcome, "primary": primary, "participants": len(differences)}
+    found["rate_a"] = float(sum(x for x, _ in both) / len(both)) if both else None
+    found["rate_b"] = float(sum(y for _, y in both) / len(both)) if both else None
     found |= paired_t(differences) | sign_flip(differences)
     found |= {"p_holm": None, "p_new_images": new_images(of_a, of_b)}
     found |= {"p_naive": fisher(*counts), "p_naive_z": pooled_z(*counts)}
@@ -204,12 +207,11 @@ def comparisons(answers: Sequence[Answer], pack: str, study: Json) -> list[Json]
 
 
 def looks(answers: Sequence[Answer], complete: Sequence[str], study: Json) -> list[Json]:
-    """The primary comparison over the first so many participants who finished, where looks were declared."""
+    """The primary comparison over the first so many participants who finished: at declared looks and the target."""
     definition = study["definition"]
-    if definition["looks"] is None:
-        return []
     planned = definition["primary"]
-    sizes = [*definition["looks"]["at"], definition["target_participants"]]
+    declared = definition["looks"]["at"] if definition["looks"] else []
+    sizes = [*declared, definition["target_participants"]]
     found = []
     for n, boundary in zip(sizes, boundaries(sizes), strict=True):
         seen = None

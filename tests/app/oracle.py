@@ -238,7 +238,10 @@ def expected_comparison(rows: Any, a: str, b: str, outcome: str) -> dict[str, An
     found |= dict.fromkeys(
         ("difference", "low", "high", "p", "p_mid", "p_naive", "p_naive_z", "p_new_images")
     )
+    found |= dict.fromkeys(("rate_a", "rate_b"))
     if differences:
+        for name, own, other in (("rate_a", of_a, of_b), ("rate_b", of_b, of_a)):
+            found[name] = float(np.mean([float(rate) for who, rate in own.items() if who in other]))
         found["difference"] = float(sum(differences, Fraction(0)) / len(differences))
         sums = [
             abs(sum((s * d for s, d in zip(signs, differences, strict=True)), Fraction(0)))

@@ -15,13 +15,16 @@ BY_HAND = [  # (fooled, second, none, yes) for each of three participants
 ]
 
 
+COUNTED = (*OUTCOMES[:7], "placebo_reasonable")  # the contract's
+
+
 def test_three_participants_worked_by_hand(researcher: TestClient, pack: Pack) -> None:
     for plans in BY_HAND:
         play(researcher, "test", [pack], by_labels(plans))
     found = strict(researcher.get("/results/test.json").text)
     models = found["packs"]["test-pack"]["models"]
-    counts = {m: {o: models[m][o]["count"] for o in OUTCOMES} for m in MODELS}
-    names = dict.fromkeys(OUTCOMES, 0)
+    counts = {m: {o: models[m][o]["count"] for o in COUNTED} for m in MODELS}
+    names = dict.fromkeys(COUNTED, 0)
     assert counts == {
         "undefended": names
         | {
@@ -54,7 +57,7 @@ def test_three_participants_worked_by_hand(researcher: TestClient, pack: Pack) -
             "placebo_reasonable": 3,
         },
     }
-    assert {models[m][o]["n"] for m in MODELS for o in OUTCOMES} == {30}
+    assert {models[m][o]["n"] for m in MODELS for o in COUNTED} == {30}
     zero = models["distilled"]["human_fooled"]
     assert (zero["low"], round(zero["high"], 4)) == (0, 0.1135)  # Wilson, 0 of 30: z^2 / (30 + z^2)
 
@@ -76,9 +79,11 @@ def test_three_participants_worked_by_hand(researcher: TestClient, pack: Pack) -
 
     page = Page(researcher.get("/results/test").text)
     assert page.findings == [
-        "Averaged over 3 participants, mistakes of undefended counted as reasonable 20.0 percentage points "
-        "less often than those of gradient regularized (95 % interval of the difference −44.8 to +4.8; "
-        "exact two-sided sign-flip test, p = 0.2500). This speaks about new participants and these images. "
+        "Over 3 participants, mistakes of undefended counted as reasonable in 36.7 % of answers, those of gradient "
+        "regularized in 56.7 %: 20.0 percentage points less often (95 % interval of the difference −44.8 to +4.8; "
+        "exact two-sided sign-flip test, p = 0.2500). That is no evidence of a difference: p is above the 0.05 "
+        "that was fixed beforehand. Differences from −44.8 to +4.8 points remain possible. This speaks about new "
+        f"participants and these images. For new participants and new images: p = {primary['p_new_images']:.4f}. "
         "With 3 participants this test cannot give a p below 0.2500."
     ]
     assert_page_says(page, found)

@@ -9,11 +9,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import definition as definitions
-from app import printed, results
+from app import printed, results, sheet
 from app.cli import prepare
 from app.db import Database
-from app.report import render_report
-from app.results import Comparison, Results
+from app.results import Results
 from app.settings import Settings
 from ml.pack import Pack, Stimulus
 from tests.app.conftest import SECRET, STUDY, Player
@@ -69,13 +68,16 @@ def test_comparisons_are_masked_until_the_target_and_unmasking_is_on_record(
         assert page.findings == []
         said = f"shows once 3 participants are complete and included; {included} are so far"
         assert said in page.text
+        fixed, _, below = page.text.partition("Masked until the target")
+        assert "undefended against gradient regularized: mistake reasonable" in fixed
         for telling in ("sign-flip", "undefended", "distilled", "gradient"):
-            assert telling not in page.text, "nothing tells the models apart"
+            assert telling not in below, "nothing tells the models apart"
         for url in ("/results/test/images", "/results/test/report.html"):
             reply = researcher.get(url)
             assert reply.status_code == 200
             assert "shows once 3" in reply.text or "masked until 3" in reply.text
-            assert "gradient" not in reply.text.split("<h2>Methods")[0]
+            below = reply.text.partition("Masked until the target")[2] or reply.text
+            assert "gradient" not in below.split("<h2>Methods")[0]
 
     masked(0)
     play(researcher, "test", [small], PLAIN)
@@ -96,9 +98,10 @@ def test_comparisons_are_masked_until_the_target_and_unmasking_is_on_record(
     assert f"Unmasked early, on {stamp}, with 1 of the target of 3 participants" in page.text
     assert {c["participants"] for c in found["packs"]["test-pack"]["comparisons"]} == {1}
     assert page.findings == [
-        "Averaged over 1 participant, mistakes of undefended counted as reasonable 50.0 percentage points "
-        "less often than those of gradient regularized (exact two-sided sign-flip test, p = 1.0000). This "
-        "speaks about new participants and these images. There is no interval: one participant does not "
+        "Over 1 participant, mistakes of undefended counted as reasonable in 25.0 % of answers, those of "
+        "gradient regularized in 75.0 %: 50.0 percentage points less often (exact two-sided sign-flip test, "
+        "p = 1.0000). That is no evidence of a difference: p is above the 0.05 that was fixed beforehand. "
+        "This speaks about new participants and these images. There is no interval: one participant does not "
         "show how much participants differ. With 1 participant this test cannot give a p below 1.0000. "
         "Unmasked early, at 1 of 3 participants."
     ]
@@ -125,7 +128,12 @@ def test_at_the_target_nothing_is_masked_nor_unmasked(researcher: TestClient, sm
     assert "The target was" not in page.text
     play(researcher, "test", [small], PLAIN)
     page = Page(researcher.get("/results/test").text)
-    assert "The target was 3 participants; these comparisons are over 4." in page.text
+    assert "The target was 3 participants; these comparisons are over 4, the sentence above" in page.text
+    (sentence,) = page.findings
+    assert sentence.startswith("Over 3 participants, "), (
+        "who comes after the target moves the headline no more"
+    )
+    assert "Over all 4 who are complete and included by now the difference is −50.0 (p = 0.1250" in sentence
     for token in tokens[:2]:
         researcher.post(f"/api/sessions/{token}/withdraw")
     found = strict(researcher.get("/results/test.json").text)
@@ -193,9 +201,11 @@ def test_all_answers_the_same(researcher: TestClient, small: Pack, target: bool)
     page = Page(researcher.get("/results/test").text)
     assert_page_says(page, found)
     assert_no_nonsense(page)
+    rate = "100.0" if target else "0.0"
     assert page.findings == [
-        "Averaged over 3 participants, mistakes of undefended counted as reasonable exactly as often as "
-        "those of gradient regularized (exact two-sided sign-flip test, p = 1.0000). This speaks about new "
+        f"Over 3 participants, mistakes of undefended counted as reasonable in {rate} % of answers, those of "
+        f"gradient regularized in {rate} %: exactly as often (exact two-sided sign-flip test, p = 1.0000). That "
+        "is no evidence of a difference: p is above the 0.05 that was fixed beforehand. This speaks about new "
         "participants and these images. There is no interval: all participants have the same difference, so "
         "its spread is unknown. With 3 participants this test cannot give a p below 0.2500."
     ]
@@ -217,66 +227,60 @@ def computed(settings: Settings, researcher: TestClient) -> Results:
     return found
 
 
-def finding(researcher: TestClient, computed: Results, **change: Any) -> str:
-    """The page's main sentence, had the primary comparison come out so."""
-    comparisons: list[Comparison] = [
-        replace(c, **change) if c.primary else c for c in computed.packs["test-pack"].comparisons
-    ]
-    packs = {"test-pack": replace(computed.packs["test-pack"], comparisons=comparisons)}
-    with Database(researcher.app.state.settings.database_url).read() as session:  # type: ignore[attr-defined]
-        session.add(computed.study)
-        html = render_report(session, replace(computed, packs=packs))
-    page = Page(html[html.index("<body") : html.index("<h2>Methods")])
-    assert_no_nonsense(page)
-    (sentence,) = page.findings
-    return sentence
+def finding(computed: Results, **change: Any) -> str:
+    """The page's main sentences, had the primary comparison come out so."""
+    (primary,) = (c for c in computed.packs["test-pack"].comparisons if c.primary)
+    return sheet.finding(computed, replace(primary, **change))
 
 
-WIDE: dict[str, Any] = {"participants": 500, "low": -0.02, "high": 0.03, "p": 0.6}
+WIDE: dict[str, Any] = {
+    "participants": 500,
+    "rate_a": 0.3,
+    "rate_b": 0.2,
+    "low": -0.02,
+    "high": 0.03,
+    "p": 0.6,
+}
 
 
-def test_a_difference_too_small_to_print_is_not_called_zero(
-    researcher: TestClient, computed: Results
-) -> None:
-    said = finding(researcher, computed, **WIDE | {"difference": 0.0004})
-    assert "counted as reasonable less than 0.1 percentage points more often than those of" in said
-    said = finding(researcher, computed, **WIDE | {"difference": -0.0006})
-    assert "0.1 percentage points less often than those of" in said
+def test_a_difference_too_small_to_print_is_not_called_zero(computed: Results) -> None:
+    said = finding(computed, **WIDE | {"difference": 0.0004})
+    assert ": less than 0.1 percentage points more often (" in said
+    said = finding(computed, **WIDE | {"difference": -0.0006})
+    assert ": 0.1 percentage points less often (" in said
     assert "cannot give" not in said
 
 
-def test_a_small_p_is_an_inequality(researcher: TestClient, computed: Results) -> None:
+def test_a_small_p_is_an_inequality(computed: Results) -> None:
     far = WIDE | {"difference": 0.2, "low": 0.1, "high": 0.3}
-    assert "sign-flip test, p < 0.0001)" in finding(researcher, computed, **far | {"p": 3e-9})
-    assert "sign-flip test, p = 0.0001)" in finding(researcher, computed, **far | {"p": 1e-4})
+    assert "sign-flip test, p < 0.0001)" in finding(computed, **far | {"p": 3e-9})
+    assert "sign-flip test, p = 0.0001)" in finding(computed, **far | {"p": 1e-4})
 
 
-def test_interval_and_test_that_disagree_are_said_to(researcher: TestClient, computed: Results) -> None:
+def test_interval_and_test_that_disagree_are_said_to(computed: Results) -> None:
     warning = "The interval and the test disagree about a difference of zero here"
     clear = {"difference": 0.2, "low": 0.1, "high": 0.3}
     open_ = {"difference": 0.1, "low": -0.1, "high": 0.3}
     for sides, p, disagree in ((clear, 0.06, True), (clear, 0.05, False), (open_, 0.04, True)):
-        assert (warning in finding(researcher, computed, **WIDE | sides | {"p": p})) == disagree
-    assert warning not in finding(researcher, computed, **WIDE | open_)
+        assert (warning in finding(computed, **WIDE | sides | {"p": p})) == disagree
+    assert warning not in finding(computed, **WIDE | open_)
 
 
-def test_a_coarsened_test_is_not_called_exact(researcher: TestClient, computed: Results) -> None:
-    assert "exact" not in finding(researcher, computed, **WIDE | {"difference": 0.1, "p_exact": False})
+def test_a_coarsened_test_is_not_called_exact(computed: Results) -> None:
+    assert "exact" not in finding(computed, **WIDE | {"difference": 0.1, "p_exact": False})
 
 
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
-        ("human_fooled", "images made for undefended fooled participants 10.0 percentage points more often "
-         "than those made for gradient regularized"),
-        ("mistake_reasonable_direct", "mistakes of undefended were judged reasonable 10.0 percentage points "
-         "more often than those of gradient regularized"),
+        ("human_fooled", "images made for undefended fooled participants in 30.0 % of answers, "
+         "those made for gradient regularized in 20.0 %: 10.0 percentage points more often"),
+        ("mistake_reasonable_direct", "mistakes of undefended were judged reasonable in 30.0 % of answers, "
+         "those of gradient regularized in 20.0 %: 10.0 percentage points more often"),
     ],
 )  # fmt: skip
-def test_the_sentence_fits_the_outcome(
-    researcher: TestClient, computed: Results, outcome: str, words: str
-) -> None:
-    assert words in finding(researcher, computed, **WIDE | {"difference": 0.1, "outcome": outcome})
+def test_the_sentence_fits_the_outcome(computed: Results, outcome: str, words: str) -> None:
+    assert words in finding(computed, **WIDE | {"difference": 0.1, "outcome": outcome})
 
 
 def test_numbers_are_rounded_as_people_round() -> None:

@@ -19,6 +19,9 @@ FAR = by_labels({"undefended": (0, 0, 0, 0), "distilled": (0, 1, 0, 0), "gradien
 NEAR = by_labels(
     {"undefended": (1, 1, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (1, 0, 0, 2)}
 )
+PLAIN = by_labels(
+    {"undefended": (0, 2, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (0, 1, 0, 0)}
+)
 TARGET = 8
 AT = [7]
 
@@ -94,8 +97,8 @@ def test_each_look_is_over_the_first_to_finish_and_against_its_own_boundary(
 
     finish(FAR)
     found = see()
-    assert found["masked"], "between looks nothing shows but the look"
-    assert all(pack["comparisons"] == [] and pack["views"] is None for pack in found["packs"].values())
+    assert not found["masked"], "a look that decides opens the results"
+    assert found["unmasked"] is None, "and that is not early"
     first = found["looks"][0]["comparison"]
     assert (first["p"], first["participants"], first["difference"]) == (2 / 2**7, 7, -0.75)
     assert found["looks"][0]["crossed"]
@@ -110,11 +113,38 @@ def test_each_look_is_over_the_first_to_finish_and_against_its_own_boundary(
     assert last["p"] == pytest.approx(expected(order)["p"])
     (primary,) = (c for c in found["packs"]["test-pack"]["comparisons"] if c["primary"])
     assert primary == last
-    page = Page(researcher.get("/results/test").text)
-    assert f"the last p is held against {p_value(limits[1])}" in page.findings[0]
+    (sentence,) = Page(researcher.get("/results/test").text).findings
+    assert "Over 7 participants, " in sentence, "the look that decided is the headline"
+    assert f"at the level of {p_value(limits[0])} that was fixed beforehand" in sentence
+    assert "It was decided at the declared look at 7 participants." in sentence
+    assert "Over all 8 who are complete and included by now" in sentence
 
     finish(NEAR)
     found = see()
     assert found["looks"][1]["comparison"] == last
     (primary,) = (c for c in found["packs"]["test-pack"]["comparisons"] if c["primary"])
     assert primary["participants"] == 9
+
+
+def test_a_look_that_was_seen_stays_what_it_was(researcher: TestClient, small: Pack) -> None:
+    tokens = [play(researcher, "test", [small], FAR) for _ in range(7)]
+    before = strict(researcher.get("/results/test.json").text)["looks"][0]
+    assert (before["crossed"], before["still"]) == (True, True)
+    researcher.post(f"/api/sessions/{tokens[0]}/withdraw").raise_for_status()
+    after = strict(researcher.get("/results/test.json").text)["looks"][0]
+    assert after == before | {"still": False, "seen_at": after["seen_at"]}
+    play(researcher, "test", [small], NEAR)
+    found = strict(researcher.get("/results/test.json").text)
+    assert found["looks"][0] == after, "nobody gets a second try at the same boundary"
+    assert not found["masked"]
+    (sentence,) = Page(researcher.get("/results/test").text).findings
+    assert "has withdrawn since it was first shown" in sentence
+
+
+def test_a_look_that_decides_nothing_leaves_the_mask_on(researcher: TestClient, small: Pack) -> None:
+    for choose in (FAR, NEAR, PLAIN, FAR, NEAR, PLAIN, NEAR):
+        play(researcher, "test", [small], choose)
+    found = strict(researcher.get("/results/test.json").text)
+    assert found["looks"][0]["crossed"] is False
+    assert found["masked"]
+    assert all(pack["comparisons"] == [] and pack["views"] is None for pack in found["packs"].values())

@@ -354,7 +354,7 @@ def test_the_monitor_says_where_everybody_is(world: World) -> None:
         "State",
         "Answers",
         "Minutes",
-        "Median",
+        "Median, s",
         "Began",
         "Last seen",
         "Excluded",
