@@ -18,7 +18,7 @@ from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import auth, bundle, power, results, settings, tables
+from app import auth, bundle, power_command, results, settings, tables
 from app import definition as definitions
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.db import Database
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     play.set_defaults(run=_simulate)
 
     plan = commands.add_parser("power", help="how many participants a study needs, by simulating it")
-    power.add_arguments(plan, _model_rate)
+    power_command.add_arguments(plan, _model_rate)
     plan.set_defaults(run=_power)
 
     export = commands.add_parser(
@@ -298,15 +298,15 @@ def _power(args: argparse.Namespace) -> int:
     config = settings.load()
     if args.pack:
         packs = [pack_format.read(args.pack)]
-        primary = Primary(pack=packs[0].name)
+        primary, looks = Primary(pack=packs[0].name), []
     else:
         definition = Definition.model_validate(definitions.read(config.studies / f"{args.study}.toml"))
         found = [pack_format.read(path.parent) for path in sorted(config.stimuli.glob("*/manifest.json"))]
         packs = [pack for pack in found if pack.name in definition.packs]
         if missing := set(definition.packs) - {pack.name for pack in packs}:
             raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}")
-        primary = definition.primary
-    print(power.run(args, packs, primary))
+        primary, looks = definition.primary, definition.look_sizes
+    print(power_command.run(args, packs, primary, looks))
     return 0
 
 

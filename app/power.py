@@ -2,30 +2,28 @@
 
 Each simulated study draws images and participants (`app.population`), assigns images with `app.assignment` and
 tests the difference between two models: by the sign-flip test of participants' differences of rates (the
-headline) and by the test for new participants and new images. Its power is the share of studies with p <= alpha.
+headline) and by the test for new participants and new images. Its power is the share of studies with p <= alpha;
+at a study's target, of those in which p is at any declared look at most that look's O'Brien-Fleming boundary.
 """
 
-import argparse
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats as distributions
 from tqdm import tqdm
 
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE
-from app.definition import Primary
-from app.figures import COLORS, INK, WIDTH, as_svg, canvas, drawn, finish, note, panel
-from app.population import Bools, Design, Floats, Ints, Spread, candidates, design, draw_answers, intercept
+from app.definition import ALPHA
+from app.population import Bools, Design, Floats, Ints, Spread, draw_answers, intercept
 from app.printed import percent
-from ml.pack import Pack
+from app.sequential import boundaries
 
 MOST_PARTICIPANTS = 500
 PATTERNS = 1999  # of signs, where not all can be counted; the test stays valid and loses next to no power
 CHUNK = 500_000  # answers simulated at once
+NEAR = 0.002  # to which a detectable rate is found; simulating it is less exact
 
 
 @dataclass(frozen=True)
@@ -132,17 +130,20 @@ def curve(
     participants: Sequence[int],
     replicates: int,
     seed: int,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
+    looks: Sequence[int] = (),
     progress: bool = False,
 ) -> list[Power]:
     """The power of both tests at each number of participants, in the order given, from the same studies.
 
-    `rates` are the two models', averaged over new participants and new images. A test that gives no p does not
-    reject. Raises ValueError for numbers out of range.
+    `rates` are the two models', averaged over new participants and new images; `looks` are as in `rule`. A test
+    that gives no p does not reject. Raises ValueError for numbers out of range.
     """
     check(participants, replicates, alpha)
     base = np.array([intercept(rate, spread.total) for rate in rates])
     rng = np.random.default_rng(seed)
+    rules = [rule(n, alpha, looks) for n in participants]
+    sizes = {size for tests in rules for size, _ in tests}
     rejected = np.zeros((len(participants), 2), np.int64)
     designs, most, labels = design.pair.shape[:3]
     with tqdm(total=replicates, desc="simulating", unit="study", disable=not progress, leave=False) as bar:
@@ -151,11 +152,11 @@ def curve(
             answers = draw_answers(rng, design, which, base, spread)
             shown = design.pair[which] >= 0
             images = design.source[design.pair[which]]
-            for i, n in enumerate(participants):
-                p = headline_p(answers[:, :n], shown[:, :n])
-                p_new = new_images_p(answers[:, :n], images[:, :n], shown[:, :n])
+            p = {n: _both(answers[:, :n], images[:, :n], shown[:, :n]) for n in sizes}
+            for i, tests in enumerate(rules):
                 # p is a multiple of 0.5^N, here to within rounding: a p of exactly alpha must count.
-                rejected[i] += (p <= alpha + 1e-12).sum(), (p_new <= alpha).sum()
+                crossed = np.array([p[n] <= boundary + 1e-12 for n, boundary in tests])  # (tests, 2, rows)
+                rejected[i] += crossed.any(0).sum(1)
             bar.update(rows.stop - rows.start)
     return [
         Power(
@@ -163,6 +164,48 @@ def curve(
         )
         for n, (a, b) in zip(participants, rejected.tolist(), strict=True)
     ]
+
+
+def rule(participants: int, alpha: float = ALPHA, looks: Sequence[int] = ()) -> list[tuple[int, float]]:
+    """The tests that a study of so many makes, each over its first n participants: [(n, largest p that rejects)].
+
+    `looks` are `Definition.look_sizes`, the last of them the target: looks are for a study of that size alone.
+    """
+    if not looks or participants != looks[-1]:
+        return [(participants, alpha)]
+    return list(zip(looks, boundaries([n / participants for n in looks], alpha), strict=True))
+
+
+def detectable(
+    design: Design,
+    rates: tuple[float, float],
+    spread: Spread,
+    participants: int,
+    wanted: float,
+    replicates: int,
+    seed: int,
+    alpha: float = ALPHA,
+    looks: Sequence[int] = (),
+) -> float | None:
+    """The rate of the second model nearest to the first's at which the headline test has the power wanted, or None.
+
+    It lies on the side of the first model's rate where `rates` has it, above where they are equal, and is found by
+    bisection to NEAR; the same random numbers serve every step, so that power rises with the difference.
+    """
+    smaller = replace(design, pair=design.pair[:, :participants])
+    base, far = rates[0], 1.0 if rates[1] >= rates[0] else 0.0
+
+    def enough(rate: float) -> bool:
+        found = curve(smaller, (base, rate), spread, [participants], replicates, seed, alpha, looks)
+        return found[0].sign_flip >= wanted
+
+    if not enough(far):
+        return None
+    near = base
+    while abs(far - near) > NEAR:
+        middle = (near + far) / 2
+        near, far = (near, middle) if enough(middle) else (middle, far)
+    return far
 
 
 def check(participants: Sequence[int], replicates: int, alpha: float) -> None:
@@ -175,97 +218,39 @@ def check(participants: Sequence[int], replicates: int, alpha: float) -> None:
         raise ValueError("alpha lies between 0 and 1, and is neither")
 
 
-def smallest(powers: Sequence[Power], wanted: float) -> int | None:
-    """The smallest number of participants from which on the headline test's power is as wanted, if there is one."""
+def smallest(powers: Sequence[Power], wanted: float) -> Power | None:
+    """That of the smallest number of participants from which on the headline test's power is as wanted."""
     found = None
     for power in sorted(powers, key=lambda p: p.participants, reverse=True):
         if power.sign_flip < wanted:
             break
-        found = power.participants
+        found = power
     return found
 
 
-def add_arguments(parser: argparse.ArgumentParser, model_rate: Callable[[str], tuple[str, float]]) -> None:
-    """The options of `python -m app power`; `model_rate` reads MODEL=RATE."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--study",
-        default="mnist",
-        help="its packs and primary comparison are simulated (default: %(default)s)",
-    )
-    where.add_argument("--pack", type=Path, metavar="DIR", help="a pack alone, instead of a study's")
-    for which in ("a", "b"):
-        parser.add_argument(
-            f"--{which}",
-            type=model_rate,
-            metavar="MODEL=RATE",
-            help="default: the primary comparison's model, at the paper's MNIST rate",
-        )
-    parser.add_argument(
-        "--participants",
-        type=int,
-        nargs="+",
-        default=[*range(6, 41, 2), 50],
-        metavar="N",
-        help="(default: 6 to 50)",
-    )
-    parser.add_argument("--power", type=float, default=0.8, help="the power wanted (default: %(default)s)")
-    parser.add_argument("--alpha", type=float, default=0.05, help="(default: %(default)s)")
-    parser.add_argument(
-        "--replicates", type=int, default=4000, help="simulated studies (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    for field in fields(Spread):
-        parser.add_argument(
-            f"--sd-{field.name.replace('_', '-')}",
-            type=float,
-            default=field.default,
-            metavar="SD",
-            help=f"spread of {field.name.replace('_', ' x ')} effects, in logits (an assumption: %(default)s)",
-        )
-    parser.add_argument(
-        "--out", type=Path, metavar="PATH", help="a figure.svg, or a folder for figure and numbers"
-    )
+def bound(power: float, replicates: int) -> float | None:
+    """What the power is at least, where every study rejected, or at most, where none did: with 95 % confidence.
+
+    None elsewhere: there a standard error says how sure the share of studies is.
+    """
+    least: float = 0.05 ** (1 / replicates)
+    return {0.0: 1 - least, 1.0: least}.get(power)
 
 
-def run(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary) -> str:
-    """`python -m app power`: what it prints. Raises ValueError for what cannot be simulated."""
-    check(args.participants, args.replicates, args.alpha)
-    if not 0 < args.power < 1:
-        raise ValueError("--power lies between 0 and 1, and is neither")
-    if args.seed < 0:
-        raise ValueError("--seed must not be negative")
-    spread = Spread(**{field.name: getattr(args, f"sd_{field.name}") for field in fields(Spread)})
-    asked = (args.a, primary.a), (args.b, primary.b)
-    models, rates = zip(*(given or paper_rate(model, primary.outcome) for given, model in asked), strict=True)
-    participants = sorted(set(args.participants))
-    designs = min(args.replicates, 20)
-    drawn = design(
-        candidates(packs), primary.pack, models, participants[-1], designs, args.seed, progress=True
-    )
-    found = curve(drawn, rates, spread, participants, args.replicates, args.seed, args.alpha, progress=True)
-    title = f"{title_of(models, rates)}, {primary.pack}"
-    if args.out:
-        svg = args.out if args.out.suffix == ".svg" else args.out / "power.svg"
-        svg.parent.mkdir(parents=True, exist_ok=True)
-        svg.write_text(figure(found, args.power, f"Power: {title}"))
-        if svg != args.out:
-            numbers = {name: getattr(args, name) for name in ("alpha", "replicates", "seed")} | {
-                "models": dict(zip(models, rates, strict=True)),
-                "pack": primary.pack,
-                "spread": asdict(spread),
-                "powers": [asdict(power) for power in found],
-            }
-            (args.out / "power.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    effects = ", ".join(f"{name.replace('_', ' x ')} {sd:g}" for name, sd in asdict(spread).items())
-    return "\n".join(
-        [
-            title,
-            f"share of {args.replicates} simulated studies with p <= {args.alpha:g} (Monte Carlo standard error)",
-            f"spread in logits, an assumption: {effects}",
-            table(found),
-            conclusion(found, args.power),
-        ]
+def detectable_said(rates: tuple[float, float], rate: float | None, target: int, wanted: float) -> str:
+    """The result of `detectable` as a sentence."""
+    base = percent(rates[0])
+    if rate is None:
+        side = "above" if rates[1] >= rates[0] else "below"
+        return (
+            f"At the target of {target} participants no rate {side} {base} % is told apart from it with a power "
+            f"of {percent(wanted)} %."
+        )
+    # Simulated: more digits than whole points would be none of the truth's, but for the smallest.
+    step = 0 if abs(rate - rates[0]) > 0.05 else 1
+    return (
+        f"At the target of {target} participants the smallest difference with a power of {percent(wanted)} % is "
+        f"about {100 * abs(rate - rates[0]):.{step}f} percentage points: {base} % against {100 * rate:.{step}f} %."
     )
 
 
@@ -277,80 +262,9 @@ def paper_rate(model: str, outcome: str) -> tuple[str, float]:
     return model, rates[model]
 
 
-def title_of(models: Sequence[str], rates: Sequence[float]) -> str:
-    """The two models and the rates that are expected of them."""
-    return " against ".join(
-        f"{model.replace('_', ' ')} {percent(rate)} %" for model, rate in zip(models, rates, strict=True)
-    )
-
-
-def conclusion(powers: Sequence[Power], wanted: float) -> str:
-    """How many participants the headline test needs, as a sentence."""
-    least = smallest(powers, wanted)
-    if least is None:
-        most = max(p.participants for p in powers)
-        return f"More than {most} participants are needed for a power of {percent(wanted)} % on these images."
-    return (
-        f"{least} participants are the fewest here with a power of {percent(wanted)} %, for new participants "
-        "on these images."
-    )
-
-
-def table(powers: Sequence[Power]) -> str:
-    """The powers in percent, with Monte Carlo standard errors, as text."""
-    lines = [f"{'N':>5}{'these images':>18}{'new images':>18}"]
-    for p in powers:
-        cells = (
-            f"{percent(power):>9} % ({100 * se:.1f})"
-            for power, se in ((p.sign_flip, p.sign_flip_se), (p.new_images, p.new_images_se))
-        )
-        lines.append(f"{p.participants:>5}" + "".join(f"{cell:>18}" for cell in cells))
-    return "\n".join(lines)
-
-
-@drawn
-def figure(powers: Sequence[Power], wanted: float, title: str, inline: bool = False) -> str:
-    """Power over the number of participants, an SVG with a title; `inline` for a page with a strict policy."""
-    ordered = sorted(powers, key=lambda p: p.participants)
-    n = [p.participants for p in ordered]
-    blue, vermilion = COLORS["distilled"], COLORS["undefended"]  # the lines differ in their dashes too
-    lines = (
-        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], blue, "-", (10, -12), "left"),
-        (
-            "new images too",
-            [(p.new_images, p.new_images_se) for p in ordered],
-            vermilion,
-            "--",
-            (-8, 6),
-            "right",
-        ),
-    )
-    chart = canvas(280)
-    ax = panel(chart, 44, 12, WIDTH - 64, 220)
-    for name, values, color, dashes, beside, side in lines:
-        power = [100 * value for value, _ in values]
-        error = [100 * se for _, se in values]
-        ax.errorbar(n, power, error, color=color, linestyle=dashes, linewidth=2, marker="o", markersize=5)
-        place = min(range(len(n)), key=lambda i: abs(power[i] - 50))  # where the line is steep
-        note(ax, n[place], power[place], name, *beside, color=color, ha=side)
-    ax.axhline(100 * wanted, color=INK, linewidth=0.8, alpha=0.6)
-    note(ax, 1, 100 * wanted, f"{percent(wanted)} %", 0, 8, xycoords=ax.get_yaxis_transform(), ha="right")
-    ax.set(xlabel="participants", xlim=(0, 1.04 * n[-1]), ylim=(-2, 104))
-    ax.yaxis.set_visible(True)
-    ax.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    ax.grid(axis="y")
-    if inline:
-        return finish(chart, title, describe(ordered))
-    return as_svg(chart, facecolor="white", metadata={"Date": None, "Title": title})
-
-
-def describe(powers: Sequence[Power]) -> str:
-    """The figure in words."""
-    values = [
-        f"{p.participants} participants {percent(p.sign_flip)} % (new images too: {percent(p.new_images)} %)"
-        for p in powers
-    ]
-    return f"Power for new participants on these images: {', '.join(values)}."
+def _both(answers: Bools, images: Ints, shown: Bools) -> Floats:
+    """p of both tests, shape (2, replicates)."""
+    return np.stack([headline_p(answers, shown), new_images_p(answers, images, shown)])
 
 
 def _standard_error(

@@ -12,9 +12,21 @@ from app import definition as definitions
 from app.assignment import Candidate
 from app.definition import Definition
 from app.models import Pack, Stimulus, StudyPack
+from app.outcomes import OUTCOMES
 from app.participation import Refusal
 from app.population import Spread, design
-from app.power import MOST_PARTICIPANTS, Power, curve, figure, paper_rate, smallest
+from app.power import (
+    MOST_PARTICIPANTS,
+    Power,
+    bound,
+    curve,
+    detectable,
+    detectable_said,
+    paper_rate,
+    rule,
+    smallest,
+)
+from app.power_figure import figure
 from app.web import Db, render
 
 router = APIRouter(dependencies=[Depends(auth.require_researcher)])
@@ -23,6 +35,9 @@ USUAL = (6, 10, 15, 20, 25, 30, 40, 50)
 MOST_NUMBERS = 12  # rows of the table
 MOST_TOGETHER = 1000  # the sum of the numbers: what is simulated takes about three seconds at most
 ANSWERING = 40_000  # participants simulated for a page: about a second
+TESTED = 200_000  # participants of all sizes that are tested, looks too
+FEWEST = 100  # simulated studies of each size
+MOST_DETECTING = 150  # participants in the target's looks: more would take seconds
 SEED = 1
 
 SPREADS = {
@@ -43,6 +58,19 @@ class Asked:
     participants: list[int]
     wanted: float
     spread: Spread
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What the page says of it."""
+
+    asked: Asked
+    powers: list[Power]
+    replicates: int
+    least: Power | None  # of the fewest participants with the power wanted
+    looks: list[tuple[int, float]]  # declared for the target, where it is simulated: participants, boundary
+    detectable: str | None  # a sentence, where the target is simulated
+    chart: str
 
 
 @router.get("/results/{slug}/power", response_class=HTMLResponse, include_in_schema=False)
@@ -69,15 +97,9 @@ def power_page(request: Request, slug: str, db: Db) -> Response:
     primary = definition.primary
     form = _defaults(definition)
     form |= {name: value for name, value in request.query_params.items() if name in form}
-    problem, asked, powers, replicates = None, None, [], 0
+    problem, simulated = None, None
     try:
-        asked = _read(form)
-        most = asked.participants[-1]
-        replicates = max(200, min(1000, ANSWERING // most))
-        drawn = design(
-            candidates, primary.pack, (primary.a, primary.b), most, max(1, min(5, 300 // most)), SEED
-        )
-        powers = curve(drawn, asked.rates, asked.spread, asked.participants, replicates, SEED)
+        simulated = _simulate(candidates, definition, _read(form))
     except ValueError as error:
         problem = str(error)
     return render(
@@ -86,16 +108,39 @@ def power_page(request: Request, slug: str, db: Db) -> Response:
         200 if problem is None else 422,
         slug=slug,
         definition=definition,
+        outcome=OUTCOMES[primary.outcome],
         form=form,
-        asked=asked,
+        simulated=simulated,
         spreads=SPREADS,
         problem=problem,
+        printed=printed,
+        bound=bound,
+        several=len(definition.packs) > 1,
+    )
+
+
+def _simulate(candidates: list[Candidate], definition: Definition, asked: Asked) -> Simulated:
+    """Raises ValueError for what cannot be simulated."""
+    primary, looks, target = definition.primary, definition.look_sizes, definition.target_participants
+    most = asked.participants[-1]
+    tests = {n: rule(n, looks=looks) for n in asked.participants}
+    together = sum({n for each in tests.values() for n, _ in each})
+    replicates = max(FEWEST, min(1000, ANSWERING // most, TESTED // together))
+    drawn = design(candidates, primary.pack, (primary.a, primary.b), most, max(1, min(5, 300 // most)), SEED)
+    numbers = asked.rates, asked.spread
+    powers = curve(drawn, *numbers, asked.participants, replicates, SEED, looks=looks)
+    nearest = None
+    if target in tests and sum(n for n, _ in tests[target]) <= MOST_DETECTING:
+        rate = detectable(drawn, *numbers, target, asked.wanted, replicates, SEED, looks=looks)
+        nearest = detectable_said(asked.rates, rate, target, asked.wanted)
+    return Simulated(
+        asked=asked,
         powers=powers,
         replicates=replicates,
-        least=smallest(powers, asked.wanted) if asked else None,
-        chart=_chart(powers, asked.wanted) if asked and powers else None,
-        printed=printed,
-        several=len(definition.packs) > 1,
+        least=smallest(powers, asked.wanted),
+        looks=tests.get(target, []) if definition.looks else [],
+        detectable=nearest,
+        chart=figure(powers, asked.wanted, "Power over the number of participants", inline=True),
     )
 
 
@@ -145,7 +190,3 @@ def _number(text: str, what: str, low: float, high: float) -> float:
     if not low <= value <= high:
         raise ValueError(f"{what} is a number from {low:g} to {high:g}.")
     return value
-
-
-def _chart(powers: list[Power], wanted: float) -> str:
-    return figure(powers, wanted, "Power over the number of participants", inline=True)
