@@ -20,6 +20,11 @@ def points(difference: float) -> str:
     return f"{sign}{abs(rounded)}"
 
 
+def tenths(x: float) -> str:
+    """A number, such as minutes, with one decimal."""
+    return str(_rounded(_decimal(x), "0.1"))
+
+
 def p_value(p: float) -> str:
     """A p-value with four decimals; below 0.0001 only that."""
     return "< 0.0001" if p < 0.0001 else str(_rounded(_decimal(p), "0.0001"))

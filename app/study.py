@@ -22,6 +22,7 @@ router = APIRouter()
 
 DAY_MS = 24 * 3600 * 1000.0
 DISPLAY_LIMIT = 4096  # characters of JSON
+MOST_NESTED = 50  # objects and lists in it; the pages send one
 
 
 def _small(display: dict[str, Any]) -> dict[str, Any]:
@@ -29,6 +30,10 @@ def _small(display: dict[str, Any]) -> dict[str, Any]:
         written = json.dumps(display, allow_nan=False)
     except ValueError:
         raise ValueError("display contains a number that JSON does not know") from None
+    except RecursionError:
+        raise ValueError("display is nested too deeply") from None
+    if written.count("{") + written.count("[") > MOST_NESTED:  # the database's driver recurses, too
+        raise ValueError("display is nested too deeply")
     if len(written) > DISPLAY_LIMIT:
         raise ValueError(f"display is longer than {DISPLAY_LIMIT} characters")
     return display

@@ -437,3 +437,11 @@ def test_images_are_cached_for_ever(start: Start, pack: Pack) -> None:
     assert reply.content == pack.image(url[9:73])
     assert "immutable" in reply.headers["cache-control"]
     assert reply.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize("depth", [2, 49, 50, 900, 945, 960, 1000])
+def test_a_nested_display_is_stored_or_refused(start: Callable[..., Player], depth: int) -> None:
+    player = start()
+    reply = player.put(1, label="1", runner_up="none", display={"odd": json.loads("[" * depth + "]" * depth)})
+    assert reply.status_code == (200 if depth < 50 else 422) or (depth > 900 and reply.status_code == 400)
+    assert player.session()["next_position"] == (2 if depth < 50 else 1)

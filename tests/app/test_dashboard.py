@@ -128,7 +128,7 @@ def test_at_the_target_nothing_is_masked_nor_unmasked(researcher: TestClient, sm
     assert "The target was" not in page.text
     play(researcher, "test", [small], PLAIN)
     page = Page(researcher.get("/results/test").text)
-    assert "The target was 3 participants; these comparisons are over 4, the sentence above" in page.text
+    assert "The target was 3 participants; these comparisons are over 4. Going on until p" in page.text
     (sentence,) = page.findings
     assert sentence.startswith("Over 3 participants, "), (
         "who comes after the target moves the headline no more"
