@@ -33,10 +33,13 @@ router = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
 USUAL = (6, 10, 15, 20, 25, 30, 40, 50)
 MOST_NUMBERS = 12  # rows of the table
-MOST_TOGETHER = 1000  # the sum of the numbers: what is simulated takes about three seconds at most
+MOST_TOGETHER = (
+    1000  # the sum of the numbers: what is simulated takes about three seconds at most (looks: six)
+)
 ANSWERING = 40_000  # participants simulated for a page: about a second
 TESTED = 200_000  # participants of all sizes that are tested, looks too
 FEWEST = 100  # simulated studies of each size
+DETECTING = 400  # simulated studies at each step towards the smallest detectable difference
 MOST_DETECTING = 150  # participants in the target's looks: more would take seconds
 SEED = 1
 
@@ -131,7 +134,8 @@ def _simulate(candidates: list[Candidate], definition: Definition, asked: Asked)
     powers = curve(drawn, *numbers, asked.participants, replicates, SEED, looks=looks)
     nearest = None
     if target in tests and sum(n for n, _ in tests[target]) <= MOST_DETECTING:
-        rate = detectable(drawn, *numbers, target, asked.wanted, replicates, SEED, looks=looks)
+        few = min(DETECTING, replicates)
+        rate = detectable(drawn, *numbers, target, asked.wanted, few, SEED, looks=looks)
         nearest = detectable_said(asked.rates, rate, target, asked.wanted)
     return Simulated(
         asked=asked,

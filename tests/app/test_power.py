@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as arrays
 
 from app import stats
 from app.bot import PAPER_REASONABLE
+from app.cli import prepare
 from app.population import NO_SPREAD, Design, Ints, Spread, candidates, design, draw_answers, intercept
 from app.power import (
     Power,
@@ -33,6 +34,7 @@ from app.power import (
     smallest,
 )
 from app.power_figure import describe, figure
+from app.printed import p_value
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.reading import Page
@@ -423,6 +425,18 @@ def test_the_page_takes_other_expectations(researcher: TestClient) -> None:
     ]
     page = Page(researcher.get("/results/test/power", params=query | {"b": "11"}).text)
     assert "none of these numbers of participants gives a power of 95.0 %" in page.findings[0]
+
+
+def test_the_page_tells_the_studys_looks(researcher: TestClient, settings: Settings) -> None:
+    with_looks(settings, 24, [12, 18])
+    prepare(settings)
+    page = Page(researcher.get("/results/test/power", params={"participants": "10 24"}).text)
+    (_, early), (_, middle), (_, last) = rule(24, looks=[12, 18, 24])
+    said = f"at any of them ({p_value(early)} at 12, {p_value(middle)} at 18, {p_value(last)} at 24)"
+    assert said in page.text
+    assert "At the target of 24 participants the smallest difference with a power of 80.0 %" in page.text
+    page = Page(researcher.get("/results/test/power", params={"participants": "10"}).text)
+    assert "declares looks" not in page.text
 
 
 @pytest.mark.parametrize(
