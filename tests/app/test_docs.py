@@ -7,11 +7,14 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from app.definition import Definition
+from app.definition import Definition, Outcome
+from app.outcomes import COMPARED
 from app.recruiters import FILLERS, PERSONAL, RECRUITER_KEYS
 from app.settings import ROOT
+from app.sheet import FIGURE_OUTCOMES, FINDINGS
 
 GUIDE = (ROOT / "docs" / "study-file.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -32,7 +35,8 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object
 
 
 def test_every_key_of_the_study_file_is_documented_with_its_default() -> None:
-    rows = dict(re.findall(r"^\| (`.+?`) \| (.*?) \|", GUIDE, re.M))
+    table = GUIDE.split("| key | default | meaning |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| (`.+?`) \| (.*?) \|", table, re.M))
     documented = {key: default for names, default in rows.items() for key in re.findall(r"`([^`]+)`", names)}
     documented["translations"] = documented.pop("translations.zh")
     found = dict(keys(Definition))
@@ -41,6 +45,50 @@ def test_every_key_of_the_study_file_is_documented_with_its_default() -> None:
         if isinstance(default, bool | int | str) and not key.startswith("primary."):
             said = documented[key].strip('"')
             assert said == str(default).lower(), key
+
+
+def test_every_outcome_that_is_compared_is_documented_and_has_its_sentence_and_figure() -> None:
+    outcomes = set(get_args(Outcome))
+    assert outcomes == set(COMPARED) == set(FINDINGS) == set(FIGURE_OUTCOMES)
+    table = GUIDE.split("| outcome | counts where |")[1].split("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.M)) == outcomes
+
+
+def test_the_examples_are_study_files() -> None:
+    examples = re.findall(r"^```toml\n(.+?)^```", GUIDE, re.M | re.S)
+    assert len(examples) == 2
+    rest = tomllib.loads((ROOT / "studies" / "mnist.toml").read_text(encoding="utf-8"))
+    for example in examples:
+        content = rest | tomllib.loads(example)
+        definition = Definition.model_validate(content)
+        assert [f"{p:.4f}" for p in definition.look_boundaries] == ["0.0042", "0.0194", "0.0430"]
+        assert definition.primary.pack == "mnist-jsma"
+
+
+def test_every_module_of_the_app_is_named_for_contributors() -> None:
+    places = CONTRIBUTING.split("| part | modules |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", places))
+    modules = {path.stem for path in (ROOT / "app").glob("*.py")} - {"__init__"}
+    assert sorted(modules - named) == []
+    assert {"app/analysis/"} <= set(re.findall(r"`([^`]+)`", places))
+
+
+def test_what_contributors_are_sent_to_is_there() -> None:
+    """Every file and every name in code that CONTRIBUTING.md speaks of."""
+    files = set(re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|js|html|R|po|md|toml|txt))`", CONTRIBUTING))
+    folders = ["", "app", "app/analysis", "app/translations", "ml", "static", "templates", "tests/app"]
+    assert len(files) > 40
+    assert [name for name in sorted(files) if not any((ROOT / f / name).is_file() for f in folders)] == []
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for suffix in ("py", "html")
+        for part in ("app", "templates", "tests/app")
+        for path in (ROOT / part).rglob(f"*.{suffix}")
+        if path.name != "test_docs.py"
+    )
+    names = set(re.findall(r"`(?:\w+\.)?([A-Z]\w+|_[a-z]+|[a-z]+(?:_[a-z]+)+)`", CONTRIBUTING))
+    assert {"FINDINGS", "Exclusions", "drawn_anew", "_compare"} <= names
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", code)] == []
 
 
 def test_the_links_for_recruiters_use_names_that_are_kept() -> None:
