@@ -107,13 +107,19 @@ def finding(results: Results, primary: Comparison) -> str:
             "No complete, included participant has answered about both models of the primary comparison yet."
         )
     target = results.definition.target_participants
-    said = [_measured(c), _verdict(c, look.boundary if look else ALPHA)]
+    early = "It was looked at before the time that was fixed, so its p decides nothing."
+    said = [_measured(c), _verdict(c, look.boundary) if look else early]
     said.append("This speaks about new participants and these images.")
     if c.p_new_images is not None:
         said.append(f"For new participants and new images: p {_equals(c.p_new_images)}.")
     if c.low is None:
         reason = c.reason or ""
         said.append(f"There is no interval: {reason[:1].lower()}{reason[1:]}")
+    if c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) != (c.p <= ALPHA):
+        said.append(
+            "The interval and the test disagree about a difference of zero here; "
+            "the test assumes less and is the one to report."
+        )
     if (least := 0.5 ** (c.participants - 1)) > ALPHA:
         said.append(f"With {_people(c.participants)} this test cannot give a p below {p_value(least)}.")
     if look and look.n < target:
@@ -170,11 +176,6 @@ def _verdict(c: Comparison, boundary: float) -> str:
         verdict = f"That is no evidence of a difference: p is above the {limit} that was fixed beforehand."
         if c.low is not None and c.high is not None and c.low < 0 < c.high:
             verdict += f" Differences from {points(c.low)} to {points(c.high)} points remain possible."
-    if c.low is not None and c.high is not None and (c.low > 0 or c.high < 0) != (c.p <= ALPHA):
-        verdict += (
-            " The interval and the test disagree about a difference of zero here; "
-            "the test assumes less and is the one to report."
-        )
     return verdict
 
 

@@ -100,7 +100,7 @@ def test_comparisons_are_masked_until_the_target_and_unmasking_is_on_record(
     assert page.findings == [
         "Over 1 participant, mistakes of undefended counted as reasonable in 25.0 % of answers, those of "
         "gradient regularized in 75.0 %: 50.0 percentage points less often (exact two-sided sign-flip test, "
-        "p = 1.0000). That is no evidence of a difference: p is above the 0.05 that was fixed beforehand. "
+        "p = 1.0000). It was looked at before the time that was fixed, so its p decides nothing. "
         "This speaks about new participants and these images. There is no interval: one participant does not "
         "show how much participants differ. With 1 participant this test cannot give a p below 1.0000. "
         "Unmasked early, at 1 of 3 participants."
