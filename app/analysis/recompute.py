@@ -222,9 +222,25 @@ def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, tree
 
 
+def recorded(found: Json) -> tuple[str, ...]:
+    """Where results.json says what was recorded when a look was first seen, and no data here can say it again.
+
+    That is when it was seen, and, where somebody withdrew since (`still` is false), what it showed.
+    """
+    paths: list[str] = []
+    for i, look in enumerate(found.get("looks", [])):
+        names = ["seen_at", "still"] + (["crossed", "comparison"] if look.get("still") is False else [])
+        paths += [f"looks/{i}/{name}" for name in names]
+    return tuple(paths)
+
+
 def differing(found: Json, expected: Json) -> Iterator[str]:
     """One line for each leaf in which the two differ."""
-    ours, theirs = dict(leaves(expected)), dict(leaves(found))
+    records = recorded(found)
+    ours, theirs = (
+        {path: value for path, value in leaves(tree) if not path.startswith(records)}
+        for tree in (expected, found)
+    )
     for path in sorted(ours.keys() | theirs.keys()):
         if path not in ours:
             yield f"{path}: {theirs[path]!r} in results.json, and nothing recomputed"
@@ -251,7 +267,7 @@ def is_number(value: object) -> bool:
 
 def printed(key: str, value: float) -> str:
     """As the page prints it: rounded half up from the shortest decimal that the number stands for."""
-    if key in ("rate", "low", "high", "difference"):
+    if key in ("rate", "rate_a", "rate_b", "low", "high", "difference"):
         return str((100 * Decimal(repr(value))).quantize(Decimal("0.1"), ROUND_HALF_UP))
     if key == "p" or key.startswith("p_"):
         return (
@@ -301,7 +317,11 @@ def main() -> int:
         args.write.write_text(json.dumps(expected, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(expected)))
     different = list(differing(found, expected))
-    numbers = sum(is_number(value) for _, value in leaves(expected))
+    records = recorded(found)
+    numbers = sum(is_number(value) and not path.startswith(records) for path, value in leaves(expected))
+    for look in found.get("looks", []):
+        if look.get("still") is False:
+            print(f"\nlook at {look['n']}: not recomputed, as somebody has withdrawn since it was seen")
     print(f"\n{numbers} numbers recomputed, {len(different)} differ")
     for line in different + [f"the files contradict each other: {problem}" for problem in problems]:
         print(line)

@@ -176,6 +176,16 @@ def test_batches_leave_nothing_out(
         assert csv(researcher) == whole
 
 
+def test_a_row_has_a_cell_for_every_column_and_no_other() -> None:
+    row: tables.Row = {"written_at": None, "comment": "Nice.", "participant": "P-1"}
+    assert "".join(tables.lines("comments", [row])) == "participant,written_at,comment\r\nP-1,,Nice.\r\n"
+    with pytest.raises(ValueError, match="text"):
+        list(tables.lines("comments", [row | {"text": "Nice."}]))
+    del row["comment"]
+    with pytest.raises(ValueError, match="a row of comments lacks \\['comment'\\]"):
+        list(tables.lines("comments", [row]))
+
+
 def test_the_file_says_what_is_in_it(researcher: TestClient, start: Start) -> None:
     start(simulated="yes")
     version = strict(researcher.get("/results/test.json").text)["version"]
