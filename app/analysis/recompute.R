@@ -246,6 +246,8 @@ for (at in names(family)) check(paste0(at, "/p_holm"), unname(adjusted[at]))
 cat("\nAdditional analysis, not the headline: logistic mixed model, crossed random effects\n")
 if (stored["masked"] == "true") {
   cat("  not fitted while the study is masked\n")
+} else if (!nrow(answers)) {
+  cat("  not fitted: there are no answers\n")
 } else if (!requireNamespace("lme4", quietly = TRUE)) {
   cat("  not fitted: install.packages(\"lme4\")\n")
 } else {

@@ -296,7 +296,7 @@ def times(measured: Iterable[float | None]) -> Json:
 
 
 def images(answers: Sequence[Answer], stimuli: Sequence[dict[str, str]], primary: str) -> Iterator[Json]:
-    """Every image that somebody has labelled, in the order of the stimuli; the interval: of the primary outcome."""
+    """Every image that somebody has labeled, in the order of the stimuli; the interval: of the primary outcome."""
     by_image: defaultdict[tuple[str, ...], list[Answer]] = defaultdict(list)
     for a in answers:
         by_image[a.stimulus, a.model, a.image, a.target].append(a)

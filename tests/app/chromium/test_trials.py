@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from app import codebook, tables
 from app.db import Database
 from tests.app.chromium.visitor import (
     Visit,
@@ -214,6 +215,15 @@ def test_held_keys_and_hiding_are_recorded(visit: Visit, db: Database) -> None:
     )
     assert (first["viewport_width"], first["viewport_height"]) == (1280, 720)
     assert len(json.dumps(first)) < 1000
+
+
+def test_all_that_is_told_about_a_trial_has_its_column_in_the_export(visit: Visit, db: Database) -> None:
+    page = visit().begin()
+    by_clicks(page, range(1, 2))
+    expect(saved(page)).to_have_text("Saved")
+    display = display_of(db, token_of(page), 1)
+    assert set(display) == set(codebook.DISPLAY)
+    assert tables.displayed(display) == display | {"display_left_out": 0}
 
 
 def test_a_pause_between_blocks_and_a_rotated_order_of_questions(
