@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
@@ -75,6 +75,13 @@ def shown(session: Session, db: Database, study: Study, data: Data, memory: Memo
         look.found and not look.seen_at for look in found.looks
     ):
         record(db, found)
+        found = replace(
+            found,
+            looks=[
+                replace(look, seen_at=found.summary.at) if look.found and not look.seen_at else look
+                for look in found.looks
+            ],
+        )
     return found
 
 
