@@ -52,7 +52,7 @@ OUTCOMES = {
     ),
     "reasonable_not_fooled": Outcome(
         "reasonable among the not fooled",
-        "the second label is the network’s answer, or none, where the first is another; descriptive only",
+        "the second label is the network’s answer, or none, where the first is another",
         "placebo_not_fooled",
         descriptive=True,
     ),

@@ -113,7 +113,7 @@ def assert_page_says(page: Page, found: dict[str, Any]) -> None:
         assert header == ["Outcome", *map(spaced, columns)]
         assert len(rows) == len(OUTCOMES)
         for (outcome, said), row in zip(OUTCOMES.items(), rows, strict=True):
-            assert row[0] == f"{said.title} {said.meaning}"
+            assert row[0] == f"{said.title} {said.meaning}" + "; descriptive only" * said.descriptive
             for cell, rates in zip(row[1:], columns.values(), strict=True):
                 assert cell in rate_cells(rates, outcome, said.chance)
         assert (f"Comparisons, {pack_name}" in page.tables) == (not found["masked"])
