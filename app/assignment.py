@@ -3,6 +3,7 @@
 A pure function of the study's seed, the participant's number and how often each stimulus had been shown by then.
 """
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,3 +104,20 @@ def _places(rng: random.Random, controls: int, stimuli: int) -> list[int]:
 
 def _pair(candidate: Candidate) -> tuple[str, int, str]:
     return candidate.pack, candidate.source_index, candidate.target_label
+
+
+def placebo_label(
+    seed: int, stimulus: str, source_label: str, target_label: str, labels: Sequence[str]
+) -> str:
+    """Return a label that is neither source nor target, uniform over the rest and the same for ever.
+
+    The rest, sorted by code point and counted from 0, is indexed by H mod its size. H is the number in the
+    first 12 hexadecimal digits (48 bits) of the SHA-256 of this UTF-8 text: "placebo", the seed in decimal,
+    stimulus, source label and target label, joined by single newlines. The order of `labels` does not matter.
+    Raises ValueError where no label is left.
+    """
+    rest = sorted(set(labels) - {source_label, target_label})
+    if not rest:
+        raise ValueError("a placebo needs a label that is neither source nor target")
+    text = "\n".join(("placebo", str(seed), stimulus, source_label, target_label))
+    return rest[int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) % len(rest)]

@@ -10,8 +10,9 @@ from typing import IO
 
 from sqlalchemy.orm import Session
 
-from app import codebook, results, tables
+from app import codebook, tables
 from app.results import Results
+from app.results_json import results_json
 from app.settings import ROOT
 
 SCRIPTS = ("recompute.py", "recompute_answers.py", "recompute_methods.py", "recompute.R")
@@ -96,7 +97,7 @@ def _files(
     if recruiter_ids:
         data["recruiterids"] = tables.lines("recruiterids", tables.recruiter_ids(session, found))
     names = list(data)
-    numbers = results.results_json(found)
+    numbers = results_json(found)
     yield "README.md", [_readme(found, names)]
     yield "codebook.md", codebook.codebook(found, names)
     yield "dataset_description.json", [codebook.dataset_description(found, found.definition, names)]

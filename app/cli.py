@@ -26,6 +26,7 @@ from app.definition import Definition, DefinitionError, Primary
 from app.packs import import_pack
 from app.participation import Refusal
 from app.population import Spread
+from app.results_json import results_json
 from app.settings import Settings, SettingsError
 from app.simulate import SimulationError, simulate
 from ml import pack as pack_format
@@ -337,7 +338,7 @@ def _results(args: argparse.Namespace) -> Iterator[tuple[Session, results.Result
 def _export(args: argparse.Namespace) -> int:
     with _results(args) as (session, found):
         args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "results.json").write_text(json.dumps(results.results_json(found), indent=1) + "\n")
+        (args.out / "results.json").write_text(json.dumps(results_json(found), indent=1) + "\n")
         excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
         with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
             file.writelines(tables.responses_csv(session, found.study, found.data, excluded))

@@ -12,6 +12,7 @@ from app import definition as definitions
 from app.definition import Definition
 from app.models import Participant, Study
 from app.participation import Refusal
+from app.results_json import results_json
 from app.sheet import sheet
 from app.showing import WORDING, Mem, Selected, query, record, select_study, shown
 from app.web import Db, now, render
@@ -78,7 +79,7 @@ def overview(request: Request, db: Db) -> Response:
 def as_json(selected: Selected, db: Db, memory: Mem) -> Response:
     with db.read() as session:
         found = shown(session, db, *select_study(session, selected), memory)
-    return JSONResponse(results.results_json(found), headers={"Cache-Control": "no-store"})
+    return JSONResponse(results_json(found), headers={"Cache-Control": "no-store"})
 
 
 @researcher.get("/results/{slug}", response_class=HTMLResponse, include_in_schema=False)

@@ -10,12 +10,11 @@ from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app import recruiters
-from app.assignment import Assignment, Candidate, assign
+from app.assignment import Assignment, Candidate, assign, placebo_label
 from app.definition import Definition
 from app.i18n import N_
 from app.models import CleanImage, Pack, Participant, RecruiterId, Response, Stimulus, Study, Trial
 from app.participation import ALPHABET, Refusal
-from app.stats import placebo_label
 
 SIMULATED = "simulated"  # the external id that `python -m app simulate` marks its participants with
 # An unfinished session this long silent no longer holds its images. Longer, and a rush of arrivals with many

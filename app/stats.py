@@ -9,7 +9,6 @@ order the data come and however participants and images are numbered.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -297,23 +296,6 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         largest = max(largest, min(1.0, p * (len(family) - rank)))
         adjusted[i] = largest
     return adjusted
-
-
-def placebo_label(
-    seed: int, stimulus: str, source_label: str, target_label: str, labels: Sequence[str]
-) -> str:
-    """Return a label that is neither source nor target, uniform over the rest and the same for ever.
-
-    The rest, sorted by code point and counted from 0, is indexed by H mod its size. H is the number in the
-    first 12 hexadecimal digits (48 bits) of the SHA-256 of this UTF-8 text: "placebo", the seed in decimal,
-    stimulus, source label and target label, joined by single newlines. The order of `labels` does not matter.
-    Raises ValueError where no label is left.
-    """
-    rest = sorted(set(labels) - {source_label, target_label})
-    if not rest:
-        raise ValueError("a placebo needs a label that is neither source nor target")
-    text = "\n".join(("placebo", str(seed), stimulus, source_label, target_label))
-    return rest[int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) % len(rest)]
 
 
 @dataclass(frozen=True)

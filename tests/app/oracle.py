@@ -150,7 +150,7 @@ def strict(text: str) -> Any:
 
 
 def placebo(seed: int, stimulus: str, source: str, target: str, labels: Sequence[str]) -> str:
-    """From the docstring of app.stats.placebo_label."""
+    """From the docstring of app.assignment.placebo_label."""
     rest = sorted(label for label in labels if label not in (source, target))
     text = f"placebo\n{seed}\n{stimulus}\n{source}\n{target}"
     first_48_bits = int.from_bytes(hashlib.sha256(text.encode("utf-8")).digest()[:6], "big")

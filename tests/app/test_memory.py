@@ -14,6 +14,7 @@ from app import observations, progress, results
 from app.cli import prepare
 from app.db import Database
 from app.observations import Data, Memory
+from app.results_json import results_json
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY, Player
@@ -60,7 +61,7 @@ def said(db: Database, data: Data, memory: Memory | None) -> Any:
         study = definitions.active(session, "test")
         assert study is not None
         found = results.compute(session, study, data, memory, LATER)
-        return results.results_json(found), found.progress, found.comments
+        return results_json(found), found.progress, found.comments
 
 
 @pytest.mark.parametrize("chunk", [0, 500])
@@ -130,8 +131,8 @@ def test_numbers_are_of_one_instant_while_answers_come(
             with db.read() as session:
                 study = definitions.active(session, "test")
                 assert study is not None
-                kept = results.results_json(results.compute(session, study, "real", memory, LATER))
-                fresh = results.results_json(results.compute(session, study, "real", None, LATER))
+                kept = results_json(results.compute(session, study, "real", memory, LATER))
+                fresh = results_json(results.compute(session, study, "real", None, LATER))
                 if kept != fresh:
                     wrong.append((kept, fresh))
 

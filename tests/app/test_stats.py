@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests  # type: ignore[import-unt
 from statsmodels.stats.proportion import proportion_confint, proportions_ztest  # type: ignore[import-untyped]
 
 from app import stats
+from app.assignment import placebo_label
 from app.stats import Cell, Interval, NewImages, Rate, Sample, SignFlip
 
 many_examples = settings(deadline=None, max_examples=100)
@@ -448,7 +449,7 @@ def test_bad_arguments_raise() -> None:
     with pytest.raises(ValueError, match="count must lie"):
         stats.fisher(4, 3, 1, 2)
     with pytest.raises(ValueError, match="neither source nor target"):
-        stats.placebo_label(1, "ab", "0", "1", ["0", "1"])
+        placebo_label(1, "ab", "0", "1", ["0", "1"])
 
 
 # New images
@@ -651,18 +652,15 @@ def test_placebo_label_is_pinned() -> None:
     # printf 'placebo\n7\nab12\n3\n5' | sha256sum; 0x932ec85fbf6d mod 8 = 5, and 7 is the sixth of 01246789.
     digest = hashlib.sha256(b"placebo\n7\nab12\n3\n5").hexdigest()
     assert digest == "932ec85fbf6d74b48fc50eb2f1667524837ea79de09714aa2f06e2d883234763"
-    assert stats.placebo_label(7, "ab12", "3", "5", list("0123456789")) == "7"
+    assert placebo_label(7, "ab12", "3", "5", list("0123456789")) == "7"
     pinned = "JBJBGIBAHJIH"
-    assert (
-        "".join(stats.placebo_label(7, name, "C", "E", list("JIHGFEDCBA")) for name in "abcdefghijkl")
-        == pinned
-    )
+    assert "".join(placebo_label(7, name, "C", "E", list("JIHGFEDCBA")) for name in "abcdefghijkl") == pinned
 
 
 def test_placebo_label_depends_on_each_argument() -> None:
     letters = [chr(65 + i) for i in range(26)]
     draws = [
-        [stats.placebo_label(seed, stimulus, source, target, letters) for stimulus in map(str, range(40))]
+        [placebo_label(seed, stimulus, source, target, letters) for stimulus in map(str, range(40))]
         for seed, source, target in [(1, "A", "B"), (2, "A", "B"), (1, "C", "B"), (1, "A", "C")]
     ]
     for one, other in itertools.combinations(draws, 2):
@@ -671,7 +669,7 @@ def test_placebo_label_depends_on_each_argument() -> None:
 
 def test_placebo_label_is_uniform_over_the_rest() -> None:
     labels = list("0123456789")
-    drawn = [stats.placebo_label(0, f"{i:x}", "3", "8", labels) for i in range(8000)]
+    drawn = [placebo_label(0, f"{i:x}", "3", "8", labels) for i in range(8000)]
     rest = sorted(set(labels) - {"3", "8"})
     assert sorted(set(drawn)) == rest
     assert scipy_stats.chisquare([drawn.count(label) for label in rest]).pvalue > 0.001

@@ -21,6 +21,7 @@ from sqlalchemy import select
 from app import codebook, results, sequential, stats
 from app.db import Database
 from app.models import Study
+from app.results_json import results_json
 from tests.app.exports.conftest import PLAYED, World
 from tests.app.oracle import strict
 
@@ -88,7 +89,7 @@ def test_people_who_are_silent_for_long_count_as_left(world: World, tmp_path: Pa
     with db.read() as session:
         study = session.scalars(select(Study).where(Study.slug == "full-study")).one()
         found = results.compute(session, study, "real", now=datetime.fromisoformat(later))
-        assert results.results_json(found)["monitoring"] == monitoring
+        assert results_json(found)["monitoring"] == monitoring
     db.close()
 
 
