@@ -84,6 +84,13 @@ PARTICIPANTS = {
     "last_seen_at": Column("when anything last came from them, UTC, ISO 8601"),
     "finished_at": Column("when they reached the end, UTC, ISO 8601; empty: not yet"),
     "excluded_reason": Column("the rule of the study file that excludes them; empty: none, or not finished"),
+    "answers": Column("labels and judgments given, practice images' too", numeric=True),
+    "answers_asked": Column("labels and judgments that a whole session has", numeric=True),
+    "minutes": Column("from consent until the end, or until last seen", "min", numeric=True),
+    "median_label_rt_ms": Column(
+        "median time to label a main image; empty: none was measured", "ms", numeric=True
+    ),
+    "controls_right": Column("control images labeled as what they are", numeric=True),
     "language": Column("of the pages, at last"),
     "consent_language": Column("in which the consent to this version of the study was read"),
     "runner_up_first": Column("the second label was asked above the first", levels=YES_NO),

@@ -59,6 +59,13 @@ def recompute(folder: Path, problems: list[str]) -> Json:
             problems.append(f"excluded_reason of {p['participant']}")
         if p["state"] != states[p["participant"]]:
             problems.append(f"state of {p['participant']}")
+        for column, value in monitored(p, states[p["participant"]], rows[p["participant"]], study).items():
+            if p[column] == "" or value is None:
+                differs = p[column] != "" or value is not None
+            else:
+                differs = not math.isclose(float(p[column]), value, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+            if differs:
+                problems.append(f"{column} of {p['participant']}")
     for row in responses:
         if row["excluded"] != str(int(excluded[row["participant"]] is not None)):
             problems.append(f"excluded of {row['participant']}, position {row['position']}")
@@ -155,6 +162,25 @@ def excluded_because(person: Row, own: Sequence[Row], study: Json) -> str | None
     if fewest is not None and right < fewest:
         return f"fewer than {fewest} of {definition['controls']} control images read right"
     return None
+
+
+def monitored(person: Row, state: str, own: Sequence[Row], study: Json) -> dict[str, float | None]:
+    """What the page's list of participants says of one, worked out of their `own` rows of the responses."""
+    names = ("answers", "answers_asked", "minutes", "median_label_rt_ms", "controls_right")
+    if state == "withdrawn":
+        return dict.fromkeys(names)
+    definition = study["definition"]
+    to_judge = definition["trials"] if "plausibility" in definition["questions"] else 0
+    until = person["finished_at"] or person["last_seen_at"]
+    times = [float(row["label_rt_ms"]) for row in own if row["kind"] == "main" and row["label_rt_ms"]]
+    values = (
+        len(own) + sum(row["plausible"] != "" for row in own),
+        definition["practice"] + definition["trials"] + definition["controls"] + to_judge,
+        (instant(until) - instant(person["started_at"])).total_seconds() / 60,
+        median(times) if times else None,
+        sum(row["kind"] == "control" and row["label"] == row["source_label"] for row in own),
+    )
+    return dict(zip(names, values, strict=True))
 
 
 def monitoring(
