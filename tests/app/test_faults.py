@@ -164,7 +164,7 @@ def test_a_full_disk_that_has_room_again(
 def test_a_short_lock_is_waited_out_and_a_long_one_is_said(
     server: KillableServer, database: Path, log: Path, pack: Pack
 ) -> None:
-    with crowd(server.url, "test", pack, 10, seed=4) as bots:
+    with crowd(server.url, "test", pack, 30, seed=4) as bots:
         bots.wait_for_answers(40)
         with Locker(database):
             threading.Event().wait(0.5)  # for the replies that were on their way
@@ -180,7 +180,7 @@ def test_a_short_lock_is_waited_out_and_a_long_one_is_said(
                 "reading goes on"
             )
         bots.finish()
-    assert_sound(database, bots.ledger, 10)
+    assert_sound(database, bots.ledger, 30)
     assert set(bots.ledger.failures) == {"503"}
     assert "database is locked" in log.read_text()
 

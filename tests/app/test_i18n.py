@@ -131,7 +131,7 @@ def test_every_refusal_is_marked() -> None:
     """What a Refusal says to participants goes through N_(); the researcher's pages are English."""
     unmarked = []
     for path in sorted((ROOT / "app").glob("*.py")):
-        if path.name in ("dashboard.py", "auth.py"):
+        if path.name in ("auth.py", "dashboard.py", "gallery.py", "power_page.py", "showing.py"):
             continue
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Refusal":

@@ -89,11 +89,13 @@ def test_the_dashboard_violates_nothing_and_keeps_its_looks(
     violations = watched(visitor)
     page = visitor.page(server.dashboard)
     page.goto("/results/looked-at")
+    page.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Unmask now").click()
     looks = figure_looks(page)
     strokes = {look["stroke"] for look in looks if look["stroke-linecap"] == "round"}
     assert len(strokes) == 3, "a color for every model"
     assert {look["fill"] for look in looks if look["stroke-linecap"] == "round"} == {"none"}
-    page.locator("#live").evaluate("live => { live.firstElementChild.dataset.old = 'yes'; }")
+    page.locator("#live").evaluate("live => { live.querySelector('.tiles').dataset.old = 'yes'; }")
     advance(begin(api, "looked-at"), "judging", most=3)
     expect(page.locator("[data-old]")).to_have_count(0, timeout=15_000)
     again = {look["stroke"] for look in figure_looks(page) if look["stroke-linecap"] == "round"}
