@@ -116,7 +116,7 @@ def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
     last = session.scalar(select(func.max(Participant.number)).where(Participant.study_id == study.id))
     number = (last or 0) + 1
     pack_ids = [link.pack_id for link in study.packs]
-    candidates = _candidates(session, pack_ids)
+    candidates = candidates_of(session, pack_ids)
     try:
         assignment = assign(
             seed=definition.seed,
@@ -246,7 +246,8 @@ def exposures(session: Session, study_id: int, simulated: bool, now: datetime) -
     return {stimulus: count for stimulus, count in rows if stimulus is not None}
 
 
-def _candidates(session: Session, pack_ids: list[int]) -> dict[int, Candidate]:
+def candidates_of(session: Session, pack_ids: list[int]) -> dict[int, Candidate]:
+    """Every stimulus of the packs, by its id."""
     rows = session.execute(
         select(
             Stimulus.id,

@@ -5,13 +5,11 @@ from dataclasses import dataclass, fields
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, Response
-from sqlalchemy import select
 
-from app import auth, printed
+from app import auth, enrollment, printed
 from app import definition as definitions
 from app.assignment import Candidate
 from app.definition import Definition
-from app.models import Pack, Stimulus, StudyPack
 from app.outcomes import OUTCOMES
 from app.participation import Refusal
 from app.population import Spread, design
@@ -83,26 +81,13 @@ def power_page(request: Request, slug: str, db: Db) -> Response:
         if study is None:
             raise Refusal(404, f"There is no such study here: {slug!r}.")
         definition = definitions.of(study)
-        rows = session.execute(
-            select(
-                Stimulus.id,
-                Pack.name,
-                Stimulus.model,
-                Stimulus.source_index,
-                Stimulus.source_label,
-                Stimulus.target_label,
-            )
-            .join(Pack, Pack.id == Stimulus.pack_id)
-            .join(StudyPack, StudyPack.pack_id == Pack.id)
-            .where(StudyPack.study_id == study.id)
-        ).all()
-    candidates = [Candidate(*row) for row in rows]
+        shown = enrollment.candidates_of(session, [link.pack_id for link in study.packs])
     primary = definition.primary
     form = _defaults(definition)
     form |= {name: value for name, value in request.query_params.items() if name in form}
     problem, simulated = None, None
     try:
-        simulated = _simulate(candidates, definition, _read(form))
+        simulated = _simulate(list(shown.values()), definition, _read(form))
     except ValueError as error:
         problem = str(error)
     return render(

@@ -15,39 +15,17 @@ from app.db import Database
 from app.results import Results
 from app.settings import Settings
 from ml.pack import Pack, Stimulus
-from tests.app.conftest import SECRET, STUDY, Player
+from tests.app.conftest import Player
 from tests.app.oracle import MODELS, OUTCOMES, by_labels, play, read_csv, strict
 from tests.app.reading import Page, assert_no_nonsense, assert_page_says
-from tests.packs import make_pack
+from tests.app.small import prepared, settings, small, study
 
 PLAIN = by_labels(
     {"undefended": (1, 0, 0, 1), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)}
 )
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    """Four labels, so that a participant is played in a moment."""
-    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("0123"), targets=2)
-
-
-def installation(folder: Path, small: Pack) -> Settings:
-    (folder / "studies").mkdir()
-    (folder / "studies" / "test.toml").write_text(STUDY.replace("seed = 7", "seed = 7\ntrials = 12"))
-    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(installation(folder, small))
-    return folder / "study.db"
-
-
-@pytest.fixture
-def settings(tmp_path: Path, small: Pack) -> Settings:
-    return installation(tmp_path, small)
-
+__all__ = ["prepared", "settings", "small", "study"]  # fixtures
 
 # Masking
 

@@ -1,19 +1,17 @@
 """Looks that the study file declares: each over the first so many to finish, against its own boundary."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from app.cli import prepare
 from app.sequential import boundaries
-from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY
 from tests.app.oracle import Choose, by_labels, expected_comparison, main_trials, play, strict
 from tests.app.reading import Page, assert_no_nonsense, assert_page_says, p_value, points
-from tests.packs import make_pack
+from tests.app.small import SMALL_STUDY, prepared, settings, small
+
+__all__ = ["prepared", "settings", "small"]  # fixtures
 
 FAR = by_labels({"undefended": (0, 0, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)})
 NEAR = by_labels(
@@ -27,28 +25,9 @@ AT = [7]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("0123"), targets=2)
-
-
-def installation(folder: Path, small: Pack) -> Settings:
-    (folder / "studies").mkdir()
-    study = STUDY.replace("target_participants = 3", f"trials = 12\ntarget_participants = {TARGET}")
-    study = study.replace("[exclusions]", f"[looks]\nat = {AT}\n\n[exclusions]")
-    (folder / "studies" / "test.toml").write_text(study)
-    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(installation(folder, small))
-    return folder / "study.db"
-
-
-@pytest.fixture
-def settings(tmp_path: Path, small: Pack) -> Settings:
-    return installation(tmp_path, small)
+def study() -> str:
+    text = SMALL_STUDY.replace("target_participants = 3", f"target_participants = {TARGET}")
+    return text.replace("[exclusions]", f"[looks]\nat = {AT}\n\n[exclusions]")
 
 
 def test_each_look_is_over_the_first_to_finish_and_against_its_own_boundary(

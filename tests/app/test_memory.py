@@ -1,7 +1,7 @@
 """What a server keeps between requests changes no number: after each step it says what a server without it says."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,42 +17,14 @@ from app.observations import Data, Memory
 from app.results_json import results_json
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY, Player
+from tests.app.conftest import Player
 from tests.app.oracle import at_random, play
-from tests.packs import make_pack
+from tests.app.small import db, prepared, settings, small, study
+
+__all__ = ["db", "prepared", "settings", "small", "study"]  # fixtures
 
 LATER = datetime(2030, 1, 1, tzinfo=UTC)  # everybody who has not finished has left
 KINDS: tuple[Data, Data] = ("real", "simulated")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("0123"), targets=2)
-
-
-def installation(folder: Path, small: Pack) -> Settings:
-    (folder / "studies").mkdir()
-    (folder / "studies" / "test.toml").write_text(STUDY.replace("seed = 7", "seed = 7\ntrials = 12"))
-    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    prepare(installation(folder, small))
-    return folder / "study.db"
-
-
-@pytest.fixture
-def settings(tmp_path: Path, small: Pack) -> Settings:
-    return installation(tmp_path, small)
-
-
-@pytest.fixture
-def db(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url)
-    yield database
-    database.close()
 
 
 def said(db: Database, data: Data, memory: Memory | None) -> Any:

@@ -1,0 +1,53 @@
+"""A small installation of a test module's own: four labels, so that a participant is played in a moment.
+
+A module imports the fixtures and says with `study` what its study file is.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.cli import prepare
+from app.db import Database
+from app.settings import Settings
+from ml.pack import Pack
+from tests.app.conftest import SECRET, STUDY
+from tests.packs import make_pack
+
+SMALL_STUDY = STUDY.replace("seed = 7", "seed = 7\ntrials = 12")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("0123"), targets=2)
+
+
+@pytest.fixture(scope="module")
+def study() -> str:
+    return SMALL_STUDY
+
+
+def installation(folder: Path, small: Pack, study: str) -> Settings:
+    (folder / "studies").mkdir()
+    (folder / "studies" / "test.toml").write_text(study)
+    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack, study: str) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare(installation(folder, small, study))
+    return folder / "study.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, small: Pack, study: str) -> Settings:
+    return installation(tmp_path, small, study)
+
+
+@pytest.fixture
+def db(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database_url)
+    yield database
+    database.close()
