@@ -1,14 +1,8 @@
-"""Labeled images: MNIST from its files, downloaded where they are missing, and scikit-learn's digits."""
+"""Labeled images: MNIST, SVHN and notMNIST from their files, downloaded if missing, and scikit-learn's digits."""
 
 import gzip
 import hashlib
-import http.client
 import importlib.resources
-import math
-import os
-import urllib.error
-import urllib.request
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,21 +11,26 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from tqdm import tqdm
+
+from ml.dataset_files import (
+    DatasetError as DatasetError,  # the loaders' own, for their callers
+)
+from ml.dataset_files import (
+    Source as Source,
+)
+from ml.dataset_files import digests, download, find_file, find_folder, parse_idx, read_bytes
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W), 0 to 255
 Labels = npt.NDArray[np.int64]  # (N,), positions in Dataset.labels
-
-
-class DatasetError(Exception):
-    """A data set cannot be loaded; the message is one line that names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images as they are stored, 8 bits a pixel, with what a stimulus pack says of where they come from.
 
-    `files` maps each file's name to the sha256 of its uncompressed bytes.
+    `files` maps each file's name to the sha256 of its uncompressed bytes. `contrast_normalized`: the network
+    standardizes the contrast of each image. `note` is a sentence on what part of the published set this is, ""
+    if it is the whole.
     """
 
     name: str
@@ -43,6 +42,8 @@ class Dataset:
     source: str
     licence: str
     files: dict[str, str]
+    contrast_normalized: bool = False
+    note: str = ""
 
     @cached_property
     def sha256(self) -> str:
@@ -52,15 +53,6 @@ class Dataset:
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the four idx files of a data set come from. `md5` is of the uncompressed bytes, by file name;
-    `mirrors` are base URLs under which each name lies with ".gz" added."""
-
-    mirrors: tuple[str, ...]
-    md5: dict[str, str]
 
 
 MNIST = Source(
@@ -74,6 +66,16 @@ MNIST = Source(
         "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     },
+)
+
+SVHN = Source(
+    mirrors=("http://ufldl.stanford.edu/housenumbers/",),
+    md5={
+        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+        "extra_32x32.mat": "a93ce644f1a588dc4d68dda5feec44a7",
+    },
+    gzipped=False,
 )
 
 
@@ -96,21 +98,19 @@ def to_float(images: Images) -> npt.NDArray[np.float32]:
 
 def load_mnist(data_dir: Path | None, source: Source = MNIST) -> Dataset:
     """MNIST: 60,000 and 10,000 images (1, 28, 28) of handwritten digits."""
-    folder = _folder("mnist", data_dir)
+    folder = find_folder("mnist", data_dir, source.md5)
     arrays, files = [], {}
     for name, md5 in source.md5.items():
-        path = _present(folder, name) or _download(source, name, folder)
-        data = _uncompressed(path)
-        arrays.append(_parse_idx(data, path))
+        path = find_file(folder, name) or download(source, name, folder)
+        data = read_bytes(path)
+        arrays.append(parse_idx(data, path))
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
             raise DatasetError(
                 f"{path}: wrong checksum; delete the file, and the next run downloads it again"
             )
         files[name] = hashlib.sha256(data).hexdigest()
     train_images, train_labels, test_images, test_labels = arrays
-    for images, labels in ((train_images, train_labels), (test_images, test_labels)):
-        if len(images) != len(labels) or labels.max(initial=0) > 9:
-            raise DatasetError(f"{folder}: images and labels do not belong together; delete the files there")
+    _check_pairs(folder, (train_images, train_labels), (test_images, test_labels))
     return Dataset(
         name="mnist",
         labels=tuple("0123456789"),
@@ -121,6 +121,75 @@ def load_mnist(data_dir: Path | None, source: Source = MNIST) -> Dataset:
         source="Y. LeCun, C. Cortes and C. Burges, The MNIST database of handwritten digits",
         licence="CC BY-SA 3.0",
         files=files,
+    )
+
+
+def load_svhn(data_dir: Path | None, source: Source = SVHN) -> Dataset:
+    """SVHN's cropped digits in gray: 73,257 and 26,032 images (1, 32, 32) of house numbers.
+
+    `extra_32x32.mat` (531,131 images) is used as further training images if it is in the folder, and never
+    downloaded. Other files of the same layout and names are taken as a part of SVHN, which `note` then says.
+    """
+    folder = find_folder("svhn", data_dir, source.md5)
+    parts, files, published = {}, {}, True
+    for name, md5 in source.md5.items():
+        path = folder / name
+        if not path.is_file():
+            if name.startswith("extra"):
+                continue
+            path = download(source, name, folder)
+        actual, files[name] = digests(path)
+        published = published and actual == md5
+        parts[name.split("_")[0]] = _read_mat(path)
+    train = [parts[split] for split in ("train", "extra") if split in parts]
+    train_images, train_labels = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
+    test_images, test_labels = parts["test"]
+    extra = f" ({len(parts['extra'][0]):,} of them extra)" if "extra" in parts else ""
+    return Dataset(
+        name="svhn",
+        labels=tuple("0123456789"),
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+        source="Y. Netzer et al., Reading Digits in Natural Images with Unsupervised Feature Learning (SVHN)",
+        licence="non-commercial use only",
+        files=files,
+        contrast_normalized=True,
+        note=""
+        if published
+        else f"A part of SVHN: {len(train_images):,} training images{extra} and {len(test_images):,} "
+        f"test images, not the full set.",
+    )
+
+
+def load_notmnist(data_dir: Path | None) -> Dataset:
+    """notMNIST: images (1, 28, 28) of the letters A to J in many typefaces, from four idx files like MNIST's."""
+    folder = find_folder("notmnist", data_dir, MNIST.md5)
+    arrays, files = [], {}
+    for name, md5 in MNIST.md5.items():
+        path = find_file(folder, name)
+        if path is None:
+            raise DatasetError(f"{folder / name}.gz: not there; put notMNIST's four idx files there")
+        data = read_bytes(path)
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5:
+            raise DatasetError(f"{path}: this is MNIST's file, not notMNIST's; choose another folder")
+        arrays.append(parse_idx(data, path))
+        files[name] = hashlib.sha256(data).hexdigest()
+    train_images, train_labels, test_images, test_labels = arrays
+    _check_pairs(folder, (train_images, train_labels), (test_images, test_labels))
+    return Dataset(
+        name="notmnist",
+        labels=tuple("ABCDEFGHIJ"),
+        train_images=train_images[:, None],
+        train_labels=train_labels.astype(np.int64),
+        test_images=test_images[:, None],
+        test_labels=test_labels.astype(np.int64),
+        source="Y. Bulatov, notMNIST",
+        licence="none stated by its author",
+        files=files,
+        note=f"A part of notMNIST: {len(train_images):,} training images and {len(test_images):,} test images, "
+        f"not the full set.",
     )
 
 
@@ -160,114 +229,38 @@ def load_digits(data_dir: Path | None = None) -> Dataset:
     )
 
 
-DATASETS: dict[str, Callable[[Path | None], Dataset]] = {"mnist": load_mnist, "digits": load_digits}
+DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+    "mnist": load_mnist,
+    "svhn": load_svhn,
+    "notmnist": load_notmnist,
+    "digits": load_digits,
+}
 
 
-def _folder(name: str, data_dir: Path | None) -> Path:
-    """The folder of a data set's files, made if it is the default one."""
-    if data_dir is None and os.environ.get("DATA_DIR"):
-        data_dir = Path(os.environ["DATA_DIR"])
-    if data_dir is None:
-        folder = Path("data") / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-    if not data_dir.is_dir():
-        raise DatasetError(
-            f"{data_dir}: no such folder; make it, or leave out --data-dir and DATA_DIR to download {name}"
-        )
-    return data_dir / name if (data_dir / name).is_dir() else data_dir
+def _check_pairs(folder: Path, *pairs: tuple[Images, Images]) -> None:
+    for images, labels in pairs:
+        if len(images) != len(labels) or labels.max(initial=0) > 9:
+            raise DatasetError(f"{folder}: images and labels do not belong together; delete the files there")
 
 
-def _present(folder: Path, name: str) -> Path | None:
-    """The idx or idx.gz file of this name, if there is one."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+def _read_mat(path: Path) -> tuple[Images, Labels]:
+    """Gray images (N, 1, 32, 32) and labels of one of SVHN's .mat files, where 10 stands for the digit 0."""
+    import scipy.io  # here, as only SVHN needs it
 
-
-def _uncompressed(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise DatasetError(
-            f"{path}: truncated or not gzip; delete it, and the next run downloads it"
-        ) from None
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-
-
-def _parse_idx(data: bytes, path: Path) -> npt.NDArray[np.uint8]:
-    """The array of an idx file of unsigned bytes, with as many dimensions as its name says."""
-    dimensions = int(path.name.split("-idx")[1][0])
-    magic, header = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
     remedy = "delete the file, and the next run downloads it again"
-    if data[:4] != magic:
-        raise DatasetError(f"{path}: wrong magic number {data[:4].hex()}, expected {magic.hex()}; {remedy}")
-    shape = tuple(int(n) for n in np.frombuffer(data[4:header].ljust(header - 4, b"\0"), dtype=">u4"))
-    if len(data) != header + math.prod(shape):
-        raise DatasetError(
-            f"{path}: truncated or too long: {len(data)} bytes where its header promises "
-            f"{header + math.prod(shape)}; {remedy}"
-        )
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
-
-
-def _download(source: Source, name: str, folder: Path) -> Path:
-    """Fetches `<name>.gz` into the folder from the first mirror that has it; returns its path.
-
-    What an interrupted run fetched stays in a `.part` file and is gone on from; it takes its name only once
-    the checksum of its content is right.
-    """
-    path, part = folder / f"{name}.gz", folder / f"{name}.gz.part"
-    problem = "no mirror is known"
-    for mirror in source.mirrors:
-        for _attempt in range(2):  # a part from another mirror may not fit: once more from the beginning
-            try:
-                resumed = _fetch(f"{mirror}{path.name}", part)
-            except (OSError, http.client.HTTPException) as error:
-                problem = f"{mirror}: {error}"
-                break
-            try:
-                checksum = hashlib.md5(gzip.decompress(part.read_bytes()), usedforsecurity=False).hexdigest()
-            except (EOFError, zlib.error, gzip.BadGzipFile):
-                checksum = "of a broken file"
-            if checksum == source.md5[name]:
-                part.replace(path)
-                return path
-            part.unlink()
-            problem = f"{mirror}: wrong checksum {checksum}, expected {source.md5[name]}"
-            if not resumed:
-                break
-    raise DatasetError(
-        f"{path}: not there, and the download failed ({problem}); run again to go on with it, "
-        f"or put the file there by hand"
-    )
-
-
-def _fetch(url: str, part: Path) -> bool:
-    """Downloads a URL to `part`, from where `part` ends if the server can. True if it went on from there."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=30)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            raise
-        return True  # nothing is missing
-    with response:
-        resumed: bool = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        have = have if resumed else 0
-        total = (
-            have + int(response.headers["Content-Length"]) if "Content-Length" in response.headers else None
-        )
-        with (
-            part.open("ab" if resumed else "wb") as file,
-            tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True) as bar,
-        ):
-            while chunk := response.read(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
-        size = part.stat().st_size
-        if total is not None and size < total:
-            raise OSError(f"the connection broke off after {size} of {total} bytes")
-    return resumed
+        contents = scipy.io.loadmat(path, variable_names=("X", "y"))
+    except Exception as error:  # SciPy raises many kinds on broken bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DatasetError(f"{path}: truncated or not a .mat file ({reason}); {remedy}") from None
+    colors, digits = contents.get("X"), contents.get("y")
+    if not isinstance(colors, np.ndarray) or colors.dtype != np.uint8 or colors.shape[:-1] != (32, 32, 3):
+        raise DatasetError(f"{path}: X is not 8-bit colors of shape (32, 32, 3, N); {remedy}")
+    count = colors.shape[3]
+    if not isinstance(digits, np.ndarray) or digits.size != count or not np.isin(digits, range(1, 11)).all():
+        raise DatasetError(f"{path}: y is not {count} labels from 1 to 10; {remedy}")
+    gray = np.empty((count, 1, 32, 32), dtype=np.uint8)
+    for begin in range(0, count, 1000):  # few at a time, as 32-bit colors of all need many gigabytes
+        red, green, blue = colors[..., begin : begin + 1000].astype(np.uint32).transpose(2, 3, 0, 1)
+        gray[begin : begin + 1000, 0] = (2989 * red + 5870 * green + 1140 * blue + 5000) // 10000
+    return gray, digits.ravel().astype(np.int64) % 10

@@ -123,7 +123,7 @@ def test_a_missing_folder_is_one_line_on_stderr(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_unknown_data_set_is_refused() -> None:
-    with pytest.raises(DatasetError, match=r"no data set 'cifar'; choose one of mnist, digits"):
+    with pytest.raises(DatasetError, match=r"no data set 'cifar'; choose one of mnist, svhn, notmnist, digits"):
         datasets.load("cifar")
 
 
