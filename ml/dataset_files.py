@@ -21,6 +21,9 @@ class DatasetError(Exception):
     """A data set cannot be loaded; the message is one line that names the file and the remedy."""
 
 
+AGAIN = "delete the file, and the next run downloads it again"
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the files of a data set come from. `mirrors` are base URLs and `md5` is by file name.
@@ -65,24 +68,21 @@ def find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, remedy: str = AGAIN) -> bytes:
     """The uncompressed content of a file, whose name ends in ".gz" if it is compressed. Raises DatasetError."""
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.suffix == ".gz" else data
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise DatasetError(
-            f"{path}: truncated or not gzip; delete it, and the next run downloads it"
-        ) from None
+        raise DatasetError(f"{path}: truncated or not gzip; {remedy}") from None
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
 
-def parse_idx(data: bytes, path: Path) -> npt.NDArray[np.uint8]:
+def parse_idx(data: bytes, path: Path, remedy: str = AGAIN) -> npt.NDArray[np.uint8]:
     """The array of an idx file of unsigned bytes, with as many dimensions as its name says. Raises DatasetError."""
     dimensions = int(path.name.split("-idx")[1][0])
     magic, header = bytes([0, 0, 8, dimensions]), 4 + 4 * dimensions
-    remedy = "delete the file, and the next run downloads it again"
     if data[:4] != magic:
         raise DatasetError(f"{path}: wrong magic number {data[:4].hex()}, expected {magic.hex()}; {remedy}")
     shape = tuple(int(n) for n in np.frombuffer(data[4:header].ljust(header - 4, b"\0"), dtype=">u4"))

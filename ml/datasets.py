@@ -12,13 +12,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ml import notmnist
 from ml.dataset_files import (
-    DatasetError as DatasetError,  # the loaders' own, for their callers
+    AGAIN,
+    DatasetError,
+    Source,
+    digests,
+    download,
+    find_file,
+    find_folder,
+    parse_idx,
+    read_bytes,
 )
-from ml.dataset_files import (
-    Source as Source,
-)
-from ml.dataset_files import digests, download, find_file, find_folder, parse_idx, read_bytes
+
+__all__ = ["DATASETS", "Dataset", "DatasetError", "Images", "Labels", "Source", "load", "to_float"]
 
 Images = npt.NDArray[np.uint8]  # (N, C, H, W), 0 to 255
 Labels = npt.NDArray[np.int64]  # (N,), positions in Dataset.labels
@@ -105,9 +112,7 @@ def load_mnist(data_dir: Path | None, source: Source = MNIST) -> Dataset:
         data = read_bytes(path)
         arrays.append(parse_idx(data, path))
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
-            raise DatasetError(
-                f"{path}: wrong checksum; delete the file, and the next run downloads it again"
-            )
+            raise DatasetError(f"{path}: wrong checksum; {AGAIN}")
         files[name] = hashlib.sha256(data).hexdigest()
     train_images, train_labels, test_images, test_labels = arrays
     _check_pairs(folder, (train_images, train_labels), (test_images, test_labels))
@@ -158,38 +163,54 @@ def load_svhn(data_dir: Path | None, source: Source = SVHN) -> Dataset:
         contrast_normalized=True,
         note=""
         if published
-        else f"A part of SVHN: {len(train_images):,} training images{extra} and {len(test_images):,} "
-        f"test images, not the full set.",
+        else _part("SVHN", f"{len(train_images):,} training images{extra}", len(test_images)),
     )
 
 
-def load_notmnist(data_dir: Path | None) -> Dataset:
-    """notMNIST: images (1, 28, 28) of the letters A to J in many typefaces, from four idx files like MNIST's."""
-    folder = find_folder("notmnist", data_dir, MNIST.md5)
-    arrays, files = [], {}
-    for name, md5 in MNIST.md5.items():
-        path = find_file(folder, name)
-        if path is None:
-            raise DatasetError(f"{folder / name}.gz: not there; put notMNIST's four idx files there")
-        data = read_bytes(path)
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() == md5:
-            raise DatasetError(f"{path}: this is MNIST's file, not notMNIST's; choose another folder")
-        arrays.append(parse_idx(data, path))
-        files[name] = hashlib.sha256(data).hexdigest()
-    train_images, train_labels, test_images, test_labels = arrays
-    _check_pairs(folder, (train_images, train_labels), (test_images, test_labels))
+def load_notmnist(data_dir: Path | None, source: Source = notmnist.SMALL) -> Dataset:
+    """notMNIST: images (1, 28, 28) of the letters A to J in many typefaces.
+
+    They are read from four idx files named as MNIST's if the folder has them, and taken as a part of notMNIST,
+    which `note` then says; else from the archive of the small set. That one is used and not the large one, as its
+    labels were looked through by hand: a person who is asked what a letter is needs a true answer.
+    """
+    folder = find_folder("notmnist", data_dir, [*MNIST.md5, *source.md5])
+    found = {name: find_file(folder, name) for name in MNIST.md5}
+    if any(found.values()):
+        arrays, files, remedy = [], {}, "put another copy there"
+        for name, path in found.items():
+            if path is None:
+                raise DatasetError(f"{folder / name}.gz: not there, but others of its four; {remedy}")
+            data = read_bytes(path, remedy)
+            arrays.append(parse_idx(data, path, remedy))
+            if hashlib.md5(data, usedforsecurity=False).hexdigest() == MNIST.md5[name]:
+                raise DatasetError(f"{path}: this is MNIST's file, not notMNIST's; choose another folder")
+            files[name] = hashlib.sha256(data).hexdigest()
+        train_images, train_labels, test_images, test_labels = arrays
+        _check_pairs(folder, (train_images, train_labels), (test_images, test_labels))
+        note = _part("notMNIST", f"{len(train_images):,} training images", len(test_images))
+    else:
+        [(name, md5)] = source.md5.items()
+        path = folder / name
+        if not path.is_file():
+            path = download(source, name, folder)
+        actual, sha256 = digests(path)
+        if actual != md5:
+            raise DatasetError(f"{path}: wrong checksum; {AGAIN}")
+        files = {name: sha256}
+        train_images, train_labels, test_images, test_labels = notmnist.read_archive(path)
+        note = "The small set of notMNIST, cleaned by hand, without the large one."
     return Dataset(
         name="notmnist",
-        labels=tuple("ABCDEFGHIJ"),
+        labels=notmnist.LETTERS,
         train_images=train_images[:, None],
         train_labels=train_labels.astype(np.int64),
         test_images=test_images[:, None],
         test_labels=test_labels.astype(np.int64),
-        source="Y. Bulatov, notMNIST",
+        source="Y. Bulatov, notMNIST: letters from the glyphs of freely available fonts",
         licence="none stated by its author",
         files=files,
-        note=f"A part of notMNIST: {len(train_images):,} training images and {len(test_images):,} test images, "
-        f"not the full set.",
+        note=note,
     )
 
 
@@ -237,27 +258,44 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
 }
 
 
+def _part(name: str, train: str, test: int) -> str:
+    return f"A part of {name}: {train} and {test:,} test images, not the full set."
+
+
 def _check_pairs(folder: Path, *pairs: tuple[Images, Images]) -> None:
+    """Raises DatasetError unless images (N, H, W) have one size and each a label of ten."""
     for images, labels in pairs:
-        if len(images) != len(labels) or labels.max(initial=0) > 9:
-            raise DatasetError(f"{folder}: images and labels do not belong together; delete the files there")
+        if not len(images) or len(images) != len(labels) or labels.max() > 9:
+            raise DatasetError(f"{folder}: images and labels do not belong together; replace the files there")
+    if len({images.shape[1:] for images, _ in pairs}) > 1:
+        raise DatasetError(f"{folder}: training and test images are of different sizes; choose other files")
 
 
 def _read_mat(path: Path) -> tuple[Images, Labels]:
     """Gray images (N, 1, 32, 32) and labels of one of SVHN's .mat files, where 10 stands for the digit 0."""
     import scipy.io  # here, as only SVHN needs it
 
-    remedy = "delete the file, and the next run downloads it again"
+    remedy = "delete the file" if path.name.startswith("extra") else AGAIN
     try:
         contents = scipy.io.loadmat(path, variable_names=("X", "y"))
     except Exception as error:  # SciPy raises many kinds on broken bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DatasetError(f"{path}: truncated or not a .mat file ({reason}); {remedy}") from None
     colors, digits = contents.get("X"), contents.get("y")
-    if not isinstance(colors, np.ndarray) or colors.dtype != np.uint8 or colors.shape[:-1] != (32, 32, 3):
+    if (
+        not isinstance(colors, np.ndarray)
+        or colors.dtype != np.uint8
+        or colors.shape[:-1] != (32, 32, 3)
+        or not colors.size
+    ):
         raise DatasetError(f"{path}: X is not 8-bit colors of shape (32, 32, 3, N); {remedy}")
     count = colors.shape[3]
-    if not isinstance(digits, np.ndarray) or digits.size != count or not np.isin(digits, range(1, 11)).all():
+    if (
+        not isinstance(digits, np.ndarray)
+        or digits.dtype.kind not in "uif"
+        or digits.size != count
+        or not np.isin(digits, range(1, 11)).all()
+    ):
         raise DatasetError(f"{path}: y is not {count} labels from 1 to 10; {remedy}")
     gray = np.empty((count, 1, 32, 32), dtype=np.uint8)
     for begin in range(0, count, 1000):  # few at a time, as 32-bit colors of all need many gigabytes
