@@ -13,7 +13,7 @@ from ml.pack import PackError, decode_png
 LETTERS = tuple("ABCDEFGHIJ")
 
 ARCHIVE = "notMNIST_small.tar.gz"
-SMALL = Source(
+SMALL: Source = Source(
     mirrors=(
         "https://commondatastorage.googleapis.com/books1000/",
         "http://yaroslavvb.com/upload/notMNIST/",

@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,14 @@ def glyph(letter: int, number: int) -> np.ndarray:
     return pixels
 
 
-def archive(changes: dict[str, bytes | None] | None = None) -> bytes:
+def archive(changes: Mapping[str, bytes | None] | None = None) -> bytes:
     """A tar.gz as the publisher's, of FONTS fonts, with some members changed, added, or left out (None)."""
     members: dict[str, bytes | None] = {
         f"notMNIST_small/{letter}/{font(number)}": encode_png(glyph(position, number))
         for position, letter in enumerate("ABCDEFGHIJ")
         for number in range(FONTS)
     }
-    members |= changes or {}
+    members |= dict(changes or {})
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, data in members.items():

@@ -1,7 +1,7 @@
 """SVHN: gray values worked out by hand, which files make a part, broken files, and the download."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ def colors(*rgb: tuple[int, int, int]) -> np.ndarray:
     return np.broadcast_to(np.array(rgb, dtype=np.uint8).T, (32, 32, 3, len(rgb))).copy()
 
 
-def put(folder: Path, name: str, images: np.ndarray, labels: object) -> Path:
+def put(folder: Path, name: str, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> Path:
     scipy.io.savemat(folder / name, {"X": images, "y": np.reshape(labels, (-1, 1))}, do_compression=True)
     return folder / name
 
