@@ -273,6 +273,13 @@ def test_grid_places_every_cell() -> None:
     assert grid.shape == (2 * 6 + 2, 3 * 7 + 2)
     assert np.array_equal(grid[8:12, 16:21], cells[1, 2])
     assert set(np.unique(grid[:2])) == {96}
+    assert np.array_equal(pack.grid_cells(grid, 2, 3, gap=2), cells)
+
+
+@pytest.mark.parametrize("shape", [(13, 21), (14, 22), (14, 19), (6, 21), (1, 1), (2, 2)])
+def test_a_picture_that_is_no_grid_has_no_cells(shape: tuple[int, int]) -> None:
+    with pytest.raises(pack.PackError, match=f"{shape[1]} x {shape[0]} pixels are no grid of 2 x 3 cells"):
+        pack.grid_cells(np.zeros(shape, dtype=np.uint8), 2, 3, gap=2)
 
 
 def test_canonical_json_is_one_text_for_equal_objects() -> None:
