@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app import dashboard, entrance, export, gallery, i18n, pages, power_page, report, study, web
+from app import dashboard, entrance, export, gallery, i18n, models_page, pages, power_page, report, study, web
 from app.db import Database
 from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.observations import Memory
@@ -61,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(dashboard.router)
     app.include_router(export.router)
     app.include_router(gallery.router)
+    app.include_router(models_page.router)
     app.include_router(report.router)
     app.include_router(power_page.router)
     app.mount("/static", _Static(directory=ROOT / "static"), name="static")

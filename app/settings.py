@@ -19,10 +19,11 @@ class Settings:
     secret: str  # signs the researcher's cookie and sign-in link
     studies: Path = ROOT / "studies"
     stimuli: Path = ROOT / "stimuli"
+    results: Path = ROOT / "docs" / "results"  # of `python -m ml.evaluate`
 
 
 def load() -> Settings:
-    """Settings from the environment: DATABASE_URL, SECRET_KEY, STUDIES_DIR, STIMULI_DIR.
+    """Settings from the environment: DATABASE_URL, SECRET_KEY, STUDIES_DIR, STIMULI_DIR, RESULTS_DIR.
 
     Raises SettingsError for a database that is neither SQLite nor PostgreSQL and for a short secret.
     """
@@ -43,6 +44,7 @@ def load() -> Settings:
         secret=secret,
         studies=Path(os.environ.get("STUDIES_DIR") or ROOT / "studies"),
         stimuli=Path(os.environ.get("STIMULI_DIR") or ROOT / "stimuli"),
+        results=Path(os.environ.get("RESULTS_DIR") or ROOT / "docs" / "results"),
     )
 
 

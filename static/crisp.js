@@ -6,11 +6,12 @@ export function fit(image, room) {
   image.style.width = `${(factor * native) / ratio}px`;
 }
 
-// The sheets of the last page: about their own size, side by side where there is room.
+// The sheets of the last page: about their own size, side by side where there is room; a researcher's are larger.
 const sheets = [...document.querySelectorAll(".grids img")];
 function fitSheets() {
   for (const image of sheets) {
-    fit(image, Math.min(1.34 * Number(image.getAttribute("width")), image.closest(".grids").clientWidth));
+    const most = Number(image.dataset.most ?? 1.34) * Number(image.getAttribute("width"));
+    fit(image, Math.min(most, image.closest(".grids").clientWidth));
   }
 }
 fitSheets();

@@ -33,8 +33,12 @@ def make_pack(
     targets: int = 3,
     clean: int = 4,
     seed: int = 0,
+    size: int = 28,
 ) -> Pack:
-    """Write a pack with `sources` images of each label, each driven to `targets` other labels by every model."""
+    """Write a pack with `sources` images of each label, each driven to `targets` other labels by every model.
+
+    Images are `size` x `size` pixels, 28 at the least.
+    """
     rng = np.random.default_rng(seed)
     pngs: dict[str, bytes] = {}
 
@@ -45,7 +49,7 @@ def make_pack(
         return sha256
 
     def digit(i: int) -> npt.NDArray[np.uint8]:
-        pixels = rng.integers(0, 40, (28, 28), dtype=np.uint8)
+        pixels = rng.integers(0, 40, (size, size), dtype=np.uint8)
         for segment in SEGMENTS[i % 10]:
             top, bottom, left, right = BARS[segment]
             pixels[top:bottom, left:right] = 230
@@ -90,7 +94,10 @@ def make_pack(
         "labels": list(labels),
         "dataset": {"name": "test", "source": "made by the test", "licence": "MIT", "files": {}},
         "attack": {"name": "none"},
-        "models": [{"name": model, "clean_accuracy": 1.0} for model in models],
+        "models": [
+            {"name": model, "clean_accuracy": 1.0, "checkpoint_sha256": checkpoint_sha256(name, model)}
+            for model in models
+        ],
         "seed": seed,
         "versions": {},
         "grids": grids,
@@ -99,3 +106,8 @@ def make_pack(
         "clean": extra,
     }
     return pack.write(directory, manifest, pngs.values())
+
+
+def checkpoint_sha256(pack: str, model: str) -> str:
+    """The hash that a pack of `make_pack` gives for the checkpoint of a model; there is no such file."""
+    return hashlib.sha256(f"{pack}/{model}".encode()).hexdigest()

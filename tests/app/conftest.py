@@ -65,7 +65,9 @@ def installation(folder: Path, pack: Pack) -> Settings:
     studies = folder / "studies"
     studies.mkdir()
     (studies / "test.toml").write_text(STUDY)
-    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, studies, pack.directory.parent)
+    return Settings(
+        f"sqlite:///{folder / 'study.db'}", SECRET, studies, pack.directory.parent, folder / "evaluations"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -172,6 +174,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "SECRET_KEY": settings.secret,
         "STUDIES_DIR": str(settings.studies),
         "STIMULI_DIR": str(settings.stimuli),
+        "RESULTS_DIR": str(settings.results),
     }
 
 

@@ -31,7 +31,8 @@ def study() -> str:
 def installation(folder: Path, small: Pack, study: str) -> Settings:
     (folder / "studies").mkdir()
     (folder / "studies" / "test.toml").write_text(study)
-    return Settings(f"sqlite:///{folder / 'study.db'}", SECRET, folder / "studies", small.directory.parent)
+    database, stimuli = f"sqlite:///{folder / 'study.db'}", small.directory.parent
+    return Settings(database, SECRET, folder / "studies", stimuli, folder / "evaluations")
 
 
 @pytest.fixture(scope="module")
