@@ -51,7 +51,9 @@ def assign(
     Within a source label no source image comes twice. Among what is left the least-shown stimuli come first; of
     those, the ones whose (source, target) pair the other models have shown most, so that models are compared on the
     same pairs; of those, one at random. Control images stand anywhere among the stimuli, never two in one place
-    while there is another. Raises ValueError where a cell has no stimulus left or the clean images do not suffice.
+    while there is another. `grids` ("pack/model") come in random order, but pack by pack, as sheets are to be
+    compared that show the same kind of image. Raises ValueError where a cell has no stimulus left or the clean
+    images do not suffice.
     """
     rng = random.Random(f"{seed}/{number}")  # a string seeds through SHA-512: the same on every machine
     by_cell: dict[tuple[str, str], list[Candidate]] = {}
@@ -89,9 +91,15 @@ def assign(
         labelling=tuple(chosen),
         judging=tuple(judging),
         practice=tuple(clean[:practice]),
-        grids=tuple(order),
+        grids=_by_pack(order),
         controls=tuple(zip(_places(rng, controls, len(chosen)), clean[practice:], strict=True)),
     )
+
+
+def _by_pack(grids: Sequence[str]) -> tuple[str, ...]:
+    """The grids with each pack's together, packs and a pack's grids in the order in which they came."""
+    packs = list(dict.fromkeys(grid.split("/")[0] for grid in grids))
+    return tuple(sorted(grids, key=lambda grid: packs.index(grid.split("/")[0])))
 
 
 def _places(rng: random.Random, controls: int, stimuli: int) -> list[int]:

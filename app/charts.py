@@ -258,27 +258,26 @@ def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str
 
 
 @drawn
-def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times], title: str) -> str:
-    """How long answers took: the QUANTILES as thin line, thick line and median, on a logarithmic axis."""
+def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times] | None, title: str) -> str:
+    """How long answers took: the QUANTILES as thin line, thick line and median, on a logarithmic axis.
+
+    `verdict_ms` is None where the study asks for no verdict.
+    """
     names = list(label_ms)
+    parts = {"labeling": label_ms} | ({} if verdict_ms is None else {"judging": verdict_ms})
     left, top, row = names_width(names) + 14, 44, 40
     bottom = top + row * max(len(names) - 1, 0) + 18
     figure = canvas(bottom + 46)
     figure.text(0, 8 / (bottom + 46), TIMES_KEY, size=SMALL, va="center_baseline")
     pitch = (WIDTH - left) / 2
     seconds = [
-        q / 1000
-        for of in (label_ms, verdict_ms)
-        for t in of.values()
-        if t.quantiles
-        for q in t.quantiles
-        if q > 0
+        q / 1000 for of in parts.values() for t in of.values() if t.quantiles for q in t.quantiles if q > 0
     ]
     first = max((t for t in TICKS[:-1] if t <= min(seconds, default=1)), default=TICKS[0])
     last = min((t for t in TICKS if t >= max(seconds, default=10) and t > first), default=TICKS[-1])
     ticks = [t for t in TICKS if first <= t <= last]
     words = []
-    for i, (heading, times) in enumerate((("labeling", label_ms), ("judging", verdict_ms))):
+    for i, (heading, times) in enumerate(parts.items()):
         ax = panel(figure, left + i * pitch + 6, top - 22, pitch - 40, bottom - top + 22)
         ax.set(xscale="log", xlim=(first, last), ylim=(max(len(names) - 1, 0) + 18 / row, -22 / row))
         ax.set_xticks(ticks, [f"{tick:g}" + (" s" if tick == last else "") for tick in ticks])

@@ -22,7 +22,7 @@ from app import auth, bundle, power_command, results, settings, tables
 from app import definition as definitions
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.db import Database
-from app.definition import Definition, DefinitionError, Primary
+from app.definition import Definition, DefinitionError, MissingPackError, Primary
 from app.packs import import_pack
 from app.participation import Refusal
 from app.population import Spread
@@ -184,21 +184,33 @@ def _model_rate(text: str) -> tuple[str, float]:
 
 
 def prepare(config: Settings, now: datetime | None = None) -> list[str]:
-    """Bring the database up to date: schema, every pack of stimuli/, every study of studies/. Returns the slugs."""
+    """Bring the database up to date: schema, every pack of stimuli/, every study of studies/. Returns the slugs.
+
+    A study whose pack is missing is left out, with a line on stderr: it must not keep others from being served.
+    Raises MissingPackError where there are no others.
+    """
     now = now or datetime.now(UTC)
+    slugs: list[str] = []
+    missing: list[MissingPackError] = []
     database = Database(config.database_url)
     try:
         database.migrate()
         with database.write() as session:
             for manifest in sorted(config.stimuli.glob("*/manifest.json")):
                 import_pack(session, pack_format.read(manifest.parent), now)
-            slugs = [
-                definitions.freeze(session, path, now).slug for path in sorted(config.studies.glob("*.toml"))
-            ]
+            for path in sorted(config.studies.glob("*.toml")):
+                try:
+                    slugs.append(definitions.freeze(session, path, now).slug)
+                except MissingPackError as error:
+                    missing.append(error)
+            if missing and not slugs:
+                raise missing[0]
             definitions.close_all_but(session, slugs)
             session.commit()
     finally:
         database.close()
+    for left_out in missing:
+        print(f"not served: {left_out}", file=sys.stderr)
     return slugs
 
 

@@ -35,6 +35,10 @@ class DefinitionError(ValueError):
     """A study file that cannot be used; the message is one line naming the file and what is wrong."""
 
 
+class MissingPackError(DefinitionError):
+    """A study file whose pack is not there yet; another study can go on without it."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -236,7 +240,7 @@ def freeze(session: Session, path: Path, now: datetime) -> Study:
     """Make the file at `path` the version that takes participants; the caller commits.
 
     A file and packs seen before are the version they were; anything else is a new version with its own data.
-    Raises DefinitionError where the packs are not imported or cannot carry the study.
+    Raises MissingPackError where a pack is not imported, DefinitionError where the packs cannot carry the study.
     """
     content = read(path)
     definition = Definition.model_validate(content)
@@ -279,7 +283,7 @@ def _latest_pack(session: Session, name: str, path: Path) -> Pack:
         select(Pack).where(Pack.name == name).order_by(Pack.imported_at.desc(), Pack.id.desc())
     )
     if pack is None:
-        raise DefinitionError(
+        raise MissingPackError(
             f"{path}: pack {name!r} is not imported: python -m app import-pack stimuli/{name}"
         )
     return pack

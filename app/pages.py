@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import answers, participation, withdrawal
@@ -30,6 +31,7 @@ class TrialPage:
     image: str
     image_width: int
     image_height: int
+    several_sizes: bool  # among the images of this session
     practice: bool
     number: int  # of the practice, or of this part
     total: int
@@ -45,7 +47,6 @@ class TrialPage:
 @dataclass(frozen=True)
 class GridPage:
     letter: str
-    pack: str
     image: str
     width: int
     height: int
@@ -226,10 +227,10 @@ def _current(
             page = _trial_page(session, here, chosen or {})
             return _session_page(request, f"{here.state}.html", here, error, page=page)
         if here.state == "commenting":
-            grids = _grids(session, here) if here.definition.comments else []
+            groups = _grids(session, here) if here.definition.comments else []
             stored = session.get(Comment, here.participant.id)
             text = (chosen or {}).get("text", stored.text if stored else "")
-            return _session_page(request, "commenting.html", here, error, grids=grids, text=text)
+            return _session_page(request, "commenting.html", here, error, groups=groups, text=text)
         left = withdrawal.stored_about(session, here.participant)
         back = way_back(session, here.participant, here.definition.completion.redirect_url)
     return _session_page(request, f"{here.state}.html", here, left=sum(left.values()), back=back)
@@ -249,6 +250,7 @@ def _trial_page(session: Session, here: SessionView, chosen: dict[str, str]) -> 
         image=f"/stimuli/{trial.sha256}.png",
         image_width=image.width,
         image_height=image.height,
+        several_sizes=_sizes(session, here) > 1,
         practice=trial.kind == "practice",
         number=number,
         total=total,
@@ -262,13 +264,20 @@ def _trial_page(session: Session, here: SessionView, chosen: dict[str, str]) -> 
     )
 
 
-def _grids(session: Session, here: SessionView) -> list[GridPage]:
+def _sizes(session: Session, here: SessionView) -> int:
+    """How many sizes the images of a session have."""
+    shown = select(Image.width, Image.height).where(Image.sha256.in_([trial.sha256 for trial in here.trials]))
+    return len(session.execute(shown.distinct()).all())
+
+
+def _grids(session: Session, here: SessionView) -> list[list[GridPage]]:
+    """The sheets A, B, C, ... as this participant sees them, those of a pack together."""
     packs = {link.pack.name: link.pack for link in here.study.packs}
-    pages = []
+    groups: dict[str, list[GridPage]] = {}
     for i, name in enumerate(here.participant.grid_order):
         pack_name, model = name.split("/", 1)
         image = session.get_one(Image, packs[pack_name].grids[model])
-        pages.append(
-            GridPage(chr(ord("A") + i), pack_name, f"/stimuli/{image.sha256}.png", image.width, image.height)
+        groups.setdefault(pack_name, []).append(
+            GridPage(chr(ord("A") + i), f"/stimuli/{image.sha256}.png", image.width, image.height)
         )
-    return pages
+    return list(groups.values())

@@ -195,6 +195,7 @@ def _figures(results: Results, name: str, pack: PackResults, not_asked: frozense
     heading = FIGURE_OUTCOMES[outcome]
     shown = {k: v for k, v in FIGURE_OUTCOMES.items() if k not in not_asked}
     labels = list(next(iter(views.by_source.values())))
+    verdict_ms = None if "mistake_reasonable_direct" in not_asked else views.verdict_ms
     return {
         "rates": figures.rates_figure(pack.models, shown, f"Rates per model with 95 % intervals, {name}"),
         "components": charts.components_figure(views.components, f"What the labels were, per model, {name}"),
@@ -207,7 +208,7 @@ def _figures(results: Results, name: str, pack: PackResults, not_asked: frozense
         "pairs": charts.pairs_figure(
             views.pairs, labels, f"{heading} by original and network’s answer together, {name}"
         ),
-        "times": charts.times_figure(views.label_ms, views.verdict_ms, f"Response times per model, {name}"),
+        "times": charts.times_figure(views.label_ms, verdict_ms, f"Response times per model, {name}"),
     }
 
 

@@ -244,6 +244,18 @@ def test_control_images_come_anywhere_and_change_nothing_else(
     assert len({*images, *drawn.practice}) == controls + practice, "no clean image twice"
 
 
+def test_grids_come_pack_by_pack_and_each_order_of_packs_and_models_is_as_likely() -> None:
+    grids = [f"{pack}/{model}" for pack in ("p", "q") for model in MODELS]
+    pool = candidates(2, targets=1)
+    orders = Counter(
+        assign(1, number, pool, {}, range(900, 910), 0, grids).grids for number in range(1, 1441)
+    )
+    assert {len({grid[0] for grid in order[:3]}) for order in orders} == {1}, "one pack, then the other"
+    assert {frozenset(order) for order in orders} == {frozenset(grids)}
+    assert len(orders) == 2 * 6 * 6, "every order of two packs and of three models in each"
+    assert 6 <= min(orders.values()) <= max(orders.values()) <= 38, "20 expected of each, four sigma about it"
+
+
 def test_too_few_clean_images_is_an_error() -> None:
     with pytest.raises(ValueError, match="larger than population"):
         assign(1, 1, candidates(), {}, range(900, 903), 2, ("p/a",), controls=2)

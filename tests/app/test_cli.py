@@ -20,7 +20,8 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from app import settings as settings_module
-from app.cli import main
+from app.cli import main, prepare
+from app.main import create_app
 from app.settings import ROOT, Settings
 from ml.pack import Pack
 from tests.app.conftest import STUDY, Player, Server, environment
@@ -180,6 +181,29 @@ def test_a_short_secret_is_one_line(settings: Settings) -> None:
 def test_a_broken_study_is_one_line(settings: Settings, broken: str, complaint: str) -> None:
     (settings.studies / "test.toml").write_text(broken)
     assert_one_line(app(settings, "serve", "--port", "0"), "test.toml", complaint)
+
+
+def test_a_study_whose_pack_is_missing_does_not_keep_the_others_from_being_served(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(settings) == ["test"]
+    later = STUDY.replace('["test-pack"]', '["test-pack", "later-pack"]')
+    (settings.studies / "later.toml").write_text(later)
+    (settings.studies / "test.toml").write_text(STUDY + "# the same")
+    assert prepare(settings) == ["test"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"not served: {settings.studies / 'later.toml'}: pack 'later-pack' is not imported"
+    )
+    with TestClient(create_app(settings)) as client:
+        assert client.get("/study/test").status_code == 200
+        assert client.get("/study/later").status_code == 404
+        (settings.studies / "test.toml").write_text(STUDY)
+        (settings.studies / "later.toml").rename(settings.studies / "test.toml")
+        (settings.studies / "other.toml").write_text(STUDY)
+        assert prepare(settings) == ["other"]
+        assert client.get("/study/test").status_code == 404, "not the version that its file no longer is"
+        assert "test.toml" in capsys.readouterr().err
 
 
 def test_no_study_at_all_is_one_line(settings: Settings, tmp_path: Path) -> None:

@@ -470,6 +470,12 @@ def test_any_time_has_a_place(ms: float) -> None:
     assert "of 1 answers 10 % within" in label_of(charts.times_figure(times, {}, "Times"))
 
 
+def test_a_study_without_verdicts_has_no_times_of_them() -> None:
+    times = {"undefended": Times(1, [500.0] * 5)}
+    assert "judging: no answers yet" in label_of(charts.times_figure(times, {}, "Times"))
+    assert "judging" not in charts.times_figure(times, None, "Times")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_missing_is_said(kind: str) -> None:
     assert "o answers yet" in label_of(STUDIES["no answers"].draw()[kind])

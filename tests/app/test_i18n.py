@@ -5,7 +5,9 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from app.main import create_app
 from app.security import CreationLimit
 from app.settings import ROOT, Settings
 from tests.app.conftest import STUDY, Player
+from tests.packs import make_pack
 
 PLACEHOLDER = re.compile(r"(%\(\w+\)s)")
 TRANSLATIONS = sorted(set(LANGUAGES) - {SOURCE})
@@ -131,7 +134,14 @@ def test_every_refusal_is_marked() -> None:
     """What a Refusal says to participants goes through N_(); the researcher's pages are English."""
     unmarked = []
     for path in sorted((ROOT / "app").glob("*.py")):
-        if path.name in ("auth.py", "dashboard.py", "gallery.py", "power_page.py", "showing.py"):
+        if path.name in (
+            "auth.py",
+            "dashboard.py",
+            "gallery.py",
+            "models_page.py",
+            "power_page.py",
+            "showing.py",
+        ):
             continue
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Refusal":
@@ -203,7 +213,7 @@ NO_TEXT = re.compile(
             r"\b[2-9A-Z]{4}(-[2-9A-Z]{4}){1,2}\b",  # codes
             r"\d{4}年\d+月\d+日 [\d:]+ UTC",
             r"\b[0-9a-f]{8,}\b",  # a study's version
-            r"\b[A-C]\b",  # the sheets
+            r"\b[A-F]\b",  # the sheets
             r"\{\w+\}",  # what a script fills in
             "(?<=⟧)id(?=⟦)",  # a name in the recruiter's link
         )
@@ -241,7 +251,7 @@ def pseudo(monkeypatch: pytest.MonkeyPatch) -> Pseudo:
 
 
 @pytest.fixture
-def visitor(settings: Settings) -> Iterator[TestClient]:
+def visitor(settings: Settings, tmp_path: Path) -> Iterator[TestClient]:
     """A browser that asks for Chinese, at studies that come in it: every text of their files in ⟪brackets⟫."""
     texts = STUDY.split("[texts]")[1]
     chinese = re.sub(r'"([^"]*)"', r'"⟪\1⟫"', f'\ntitle = "Title"{texts}')
@@ -257,7 +267,13 @@ def visitor(settings: Settings) -> Iterator[TestClient]:
         + f"[translations.zh]{chinese}",
         encoding="utf-8",
     )
+    packs = 'packs = ["one", "two"]\ntrials = 12\nquestions = ["label", "runner_up"]'
+    several = STUDY.replace('packs = ["test-pack"]', packs).replace('pack = "test-pack"', 'pack = "one"')
+    (settings.studies / "several.toml").write_text(f"{several}\n[translations.zh]{chinese}", encoding="utf-8")
+    for name in ("one", "two"):
+        make_pack(tmp_path / "stimuli" / name, name, labels=tuple("0123"), targets=1)
     (settings.studies / "test.toml").unlink()
+    prepare(replace(settings, stimuli=tmp_path / "stimuli"))
     prepare(settings)
     with TestClient(
         create_app(settings), headers={"Accept-Language": "zh-CN,zh;q=0.9"}, raise_server_exceptions=False
@@ -277,6 +293,7 @@ def test_every_page_in_every_state_is_translated(
 ) -> None:
     full_study(visitor)
     bare_study(visitor)
+    study_of_several_packs(visitor)
     errors(visitor, monkeypatch)
     database = Database(settings.database_url)
     with database.write() as session:
@@ -344,6 +361,13 @@ def bare_study(visitor: TestClient) -> None:
     player.answer()
     assert_translated(visitor.get(f"/s/{player.token}"))
     assert_translated(visitor.get("/study/bare?id=7"))
+
+
+def study_of_several_packs(visitor: TestClient) -> None:
+    player = consent(visitor, "/study/several")
+    player.answer(until="commenting")
+    page = assert_translated(visitor.get(f"/s/{player.token}"))
+    assert re.findall(r"<h2>⟦Sheets ⟧(.*)</h2>", page) == ["A, B, C", "D, E, F"]
 
 
 def errors(visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,21 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
+from app.cli import prepare
 from app.db import Database
 from app.settings import Settings
 from ml.pack import Pack
 from tests import browser as chromium
 from tests.app.chromium.visitor import Visit, Visitor
 from tests.app.conftest import STUDY, Server, installation, serving
+from tests.packs import make_pack
 
 FLAGS = [
     "--disable-background-networking",
@@ -34,6 +37,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     blocks = STUDY.replace("A study for tests", "With pauses")
     blocks = blocks.replace("[primary]", "pause_after = 5\nrotate_questions = true\n\n[primary]", 1)
     (settings.studies / "blocks.toml").write_text(blocks)
+    # A pack that no other test shares: it goes into the database alone.
+    stimuli = tmp_path_factory.mktemp("larger")
+    make_pack(stimuli / "larger-pack", "larger-pack", size=32)
+    kinds = STUDY.replace('packs = ["test-pack"]', 'packs = ["test-pack", "larger-pack"]')
+    kinds = kinds.replace("seed = 7", 'seed = 7\nquestions = ["label", "runner_up"]')
+    prepare(replace(settings, stimuli=stimuli, studies=stimuli))
+    (settings.studies / "kinds.toml").write_text(kinds)
     return settings
 
 
