@@ -1,11 +1,17 @@
-"""Targeted attacks on any function from pixels (N, C, H, W) in [0, 1] to logits (N, K).
+"""Attacks on any function from pixels (N, C, H, W) in [0, 1] to logits (N, K).
 
-Each attack takes a batch of (image, target) pairs and returns an `AttackResult`, whose predictions come
-from a fresh forward pass over the finished images, never from the loop that made them.
+An attack that stimulus packs are made with takes a batch of (image, target) pairs and returns an `AttackResult`,
+whose predictions come from a fresh forward pass over the finished images, never from the loop that made them. To
+add one, write its function here and give it a line in `ATTACKS`. The single steps `fgsm` and `tgsm` are what the
+curves of `evaluate` are made with.
+
+Epsilons are in units of `units` pixels, (N, 1, 1, 1): 1 by default, and each image's own standard deviation where
+the network normalizes contrast (`Network.units`), as in the paper.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -169,28 +175,72 @@ def iterated_tgsm(
     targets: Tensor,
     steps: int = 10,
     epsilon: float = 0.1,
+    units: Tensor | None = None,
     on_progress: Callable[[int], object] = lambda finished: None,
 ) -> AttackResult:
     """The iterated targeted gradient sign method (Kurakin et al., "Adversarial Examples in the Physical
     World", 2017; here as Ross and Doshi-Velez, 2018, use it: every step counts, none ends early).
 
-    `steps` times x - epsilon * sign(gradient of the cross-entropy of the target), clipped to [0, 1]. Shapes and
-    errors as for `jsma`; epsilon is in pixels of [0, 1].
+    `steps` times x - epsilon * units * sign(gradient of the cross-entropy of the target), clipped to [0, 1]. Shapes
+    and errors as for `jsma`.
     """
     _check(images, targets)
     if steps < 0 or epsilon < 0:
         raise ValueError(f"steps {steps} and epsilon {epsilon} must not be negative")
+    change = epsilon * (torch.ones_like(images[:, :1, :1, :1]) if units is None else units)
     parts = []
-    for x, chunk_targets in zip(_split(images, CHUNK), _split(targets, CHUNK), strict=True):
+    for x, chunk_targets, chunk_change in zip(
+        _split(images, CHUNK), _split(targets, CHUNK), _split(change, CHUNK), strict=True
+    ):
         for _ in range(steps):
-            x = x.detach().requires_grad_()
-            # The sum, as the mean over the batch would only bring small gradients nearer to underflow.
-            loss = F.cross_entropy(model(x), chunk_targets, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, x)
-            x = (x.detach() - epsilon * gradient.sign()).clamp(0, 1)
+            x = (x - chunk_change * _loss_gradient(model, x, chunk_targets).sign()).clamp(0, 1)
         parts.append(x.detach())
         on_progress(len(x))
     return _measure(model, parts, [torch.full_like(targets, steps)], targets)
+
+
+# What `generate` attacks with, and the parameters that a pack names. `units` is given to those that have it.
+ATTACKS: dict[str, tuple[Callable[..., AttackResult], dict[str, Any]]] = {
+    "jsma": (jsma, {"theta": 1.0, "gamma": 0.25}),
+    "tgsm": (iterated_tgsm, {"steps": 10, "epsilon": 0.1}),
+}
+
+
+def fgsm(model: Model, images: Tensor, labels: Tensor, epsilon: float, units: Tensor | None = None) -> Tensor:
+    """The fast gradient sign method (Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2015):
+    one step of `epsilon` away from the labels (N,), clipped to [0, 1]. Shapes and errors as for `jsma`."""
+    _check(images, labels)
+    return stepped(images, loss_gradient(model, images, labels), epsilon, units)
+
+
+def tgsm(
+    model: Model, images: Tensor, targets: Tensor, epsilon: float, units: Tensor | None = None
+) -> Tensor:
+    """The same step towards targets (N,): the targeted gradient sign method."""
+    _check(images, targets)
+    return stepped(images, -loss_gradient(model, images, targets), epsilon, units)
+
+
+def stepped(images: Tensor, direction: Tensor, epsilon: float, units: Tensor | None = None) -> Tensor:
+    """Images moved by epsilon * units along the sign of a direction (N, C, H, W), clipped to [0, 1]."""
+    return (images + epsilon * (1.0 if units is None else units) * direction.sign()).clamp(0, 1)
+
+
+def loss_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """The gradient (N, C, H, W) of each image's cross-entropy against its label, with respect to its pixels."""
+    parts = [
+        _loss_gradient(model, part, part_labels)
+        for part, part_labels in zip(_split(images, CHUNK), _split(labels, CHUNK), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _loss_gradient(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    x = images.detach().requires_grad_()
+    # The sum, as the mean over the batch would only bring small gradients nearer to underflow.
+    loss = F.cross_entropy(model(x), labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, x)
+    return gradient
 
 
 def _check(images: Tensor, targets: Tensor) -> None:

@@ -115,7 +115,7 @@ def generate(
     """Trains what is not trained yet, attacks, writes the pack to `out` and prints a summary."""
     versions = _versions()  # first: what it needs must not be missing after an hour of training
     started = time.monotonic()
-    schedule = train.schedule_for(dataset.name, epochs)
+    schedule = train.schedule_for(dataset.name, epochs=epochs)
     models = {name: train.obtain(name, dataset, schedule, seed, device, checkpoints) for name in STUDY_MODELS}
     trained = time.monotonic()
     networks: dict[str, torch.nn.Module] = {name: model.network for name, model in models.items()}

@@ -6,14 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# (mean, variance) of each batch norm's input over one batch, first layer first.
-Statistics = list[tuple[Tensor, Tensor]]
+from ml import distributed
+
+# What one batch says of the running averages, in the order of `Network.averages`.
+Statistics = list[Tensor]
 
 # What follows a layer without biases: the layer's output, normalized.
 Normalized = Callable[["nn.Conv2d | nn.Linear", "BatchNorm", Tensor], Tensor]
 
 MOMENTUM = 0.9  # of the running averages, in TensorFlow's sense: new = 0.9 old + 0.1 batch
 DROPOUT = 0.5
+
+_LEAST_DEVIATION = 1e-4  # of pixels, below which contrast is not stretched any further
 
 
 class BatchNorm(nn.Module):
@@ -45,10 +49,51 @@ class BatchNorm(nn.Module):
         """Normalizes by the batch's own mean and variance (C,), and returns these as well."""
         dims = [0, *range(2, x.ndim)]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        mean = x.mean(dims, keepdim=True)
-        variance = (x - mean).square().mean(dims, keepdim=True)
+        mean = distributed.average(x.mean(dims, keepdim=True))
+        variance = distributed.average((x - mean).square().mean(dims, keepdim=True))
         scale = torch.rsqrt(variance + self.epsilon) * self.weight.view(shape)
         return (x - mean) * scale + self.bias.view(shape), (mean.flatten(), variance.flatten())
+
+
+class LocalContrast(nn.Module):
+    """Local contrast normalization (Jarrett et al., "What is the Best Multi-Stage Architecture for Object
+    Recognition?", 2009) of (N, C, H, W), each channel for itself.
+
+    From each pixel its neighborhood's mean is taken, and the difference is divided by the neighborhood's standard
+    deviation or, where that is larger, by the mean of these deviations over the batch. Neighborhoods are Gaussian,
+    7 x 7 with sigma 3, and zero beyond the border. As in batch norm, a running average stands for the batch in
+    evaluation: an image is judged alike whichever others are judged with it.
+    """
+
+    kernel: Tensor
+    running_deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        offsets = torch.arange(7) - 3.0
+        bell = torch.exp(-offsets.square() / (2 * 3.0**2))
+        kernel = torch.outer(bell, bell)
+        self.register_buffer("kernel", (kernel / kernel.sum()).repeat(channels, 1, 1, 1), persistent=False)
+        self.register_buffer("running_deviation", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered, deviation = self._parts(x)
+        return centered / torch.maximum(deviation, self.running_deviation)
+
+    def of_batch(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalizes by the batch's own mean deviation (), and returns this as well."""
+        centered, deviation = self._parts(x)
+        mean = distributed.average(deviation.mean())
+        return centered / torch.maximum(deviation, mean), mean
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def blurred(x: Tensor) -> Tensor:
+            return F.conv2d(x, self.kernel, padding=3, groups=self.channels)
+
+        centered = x - blurred(x)
+        # Bounded below before the root, whose gradient at 0 is infinite.
+        return centered, blurred(centered.square()).clamp(min=_LEAST_DEVIATION**2).sqrt()
 
 
 class Network(nn.Module):
@@ -56,15 +101,27 @@ class Network(nn.Module):
 
     Calling it evaluates it: running averages, no dropout. `on_batch` is the same network as training needs
     it, a pure function that returns the batch's statistics rather than storing them, so that it can stand
-    inside `torch.func.grad`. Input normalization belongs in here too; MNIST needs none.
+    inside `torch.func.grad`.
+
+    With `contrast_normalized` (SVHN) every image is first brought to mean 0 and sample standard deviation 1
+    (`normalize`) and then locally contrast-normalized. Epsilons and gradient penalties are in the units after
+    `normalize`, as in the paper; without it these are pixels.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> None:
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int] = (1, 28, 28),
+        classes: int = 10,
+        contrast_normalized: bool = False,
+    ) -> None:
         super().__init__()
         channels, height, width = image_shape
         if height % 4 or width % 4:
             raise ValueError(f"images must be a multiple of 4 pixels high and wide, not {height} x {width}")
         self.image_shape, self.classes, self.hidden = image_shape, classes, 1024
+        self.local_contrast = LocalContrast(channels) if contrast_normalized else None
+        # Training's own adversarial examples stay within these normalized inputs; set from the training images.
+        self.low, self.high = 0.0, 1.0
         # A batch norm has its own shift, so the layers before it need no biases.
         self.conv1 = nn.Conv2d(channels, 32, 5, padding=2, bias=False)
         self.norm1 = BatchNorm(32)
@@ -80,22 +137,39 @@ class Network(nn.Module):
             nn.init.xavier_uniform_(layer.weight, generator=generator)
         nn.init.zeros_(self.dense2.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """The paper's inputs, (N, C, H, W): contrast-normalized images, or the pixels themselves."""
+        if self.local_contrast is None:
+            return pixels
+        return (pixels - pixels.mean((1, 2, 3), keepdim=True)) / self.units(pixels)
+
+    def units(self, pixels: Tensor) -> Tensor:
+        """(N, 1, 1, 1), how many pixel units one normalized unit is: 1, or each image's standard deviation."""
+        if self.local_contrast is None:
+            return torch.ones_like(pixels[:, :1, :1, :1])
+        return pixels.var((1, 2, 3), keepdim=True).clamp(min=_LEAST_DEVIATION**2).sqrt()
+
+    def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""
 
         def normalized(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
             weight, bias = norm.folded(layer)
             return F.linear(x, weight, bias) if x.ndim == 2 else F.conv2d(x, weight, bias, padding=2)
 
-        return self._layers(x, normalized, None)
+        x = self.normalize(pixels)
+        return self._layers(x if self.local_contrast is None else self.local_contrast(x), normalized, None)
 
     def on_batch(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Statistics]:
-        """Logits (N, K) and batch statistics in training; `keep` (N, 1024) is a dropout mask (see below)."""
+        """Logits (N, K) and batch statistics in training, of `normalize`d images x (N, C, H, W); `keep` (N, 1024)
+        is a dropout mask (see below)."""
         statistics: Statistics = []
+        if self.local_contrast is not None:
+            x, deviation = self.local_contrast.of_batch(x)
+            statistics.append(deviation)
 
         def normalized(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
             x, of_batch = norm.of_batch(layer(x))
-            statistics.append(of_batch)
+            statistics.extend(of_batch)
             return x
 
         return self._layers(x, normalized, keep), statistics
@@ -104,12 +178,19 @@ class Network(nn.Module):
         """(N, 1024) on the CPU: 0 where a unit is dropped, else 1 / (1 - rate)."""
         return (torch.rand(n, self.hidden, generator=generator) >= DROPOUT).float() / (1 - DROPOUT)
 
+    @property
+    def averages(self) -> Statistics:
+        """The running averages, first layer first: mean and variance of every batch norm's input."""
+        running = [] if self.local_contrast is None else [self.local_contrast.running_deviation]
+        for norm in (self.norm1, self.norm2, self.norm3):
+            running += [norm.running_mean, norm.running_var]
+        return running
+
     @torch.no_grad()
     def update_averages(self, statistics: Statistics) -> None:
         """Moves the running averages towards one batch's statistics."""
-        for norm, (mean, variance) in zip((self.norm1, self.norm2, self.norm3), statistics, strict=True):
-            norm.running_mean.lerp_(mean, 1 - MOMENTUM)
-            norm.running_var.lerp_(variance, 1 - MOMENTUM)
+        for running, of_batch in zip(self.averages, statistics, strict=True):
+            running.lerp_(of_batch, 1 - MOMENTUM)
 
     def _layers(self, x: Tensor, normalized: Normalized, keep: Tensor | None) -> Tensor:
         # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.

@@ -1,36 +1,31 @@
-"""Trains any defense by one loop, and keeps the result in a checkpoint that says how it was made."""
+"""Trains any defense by one loop: compiled where that pays, over several processes, going on after being killed."""
 
 import hashlib
-import json
 import math
-import os
 import sys
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ml import checkpoints as files
+from ml import distributed
+from ml.checkpoints import CheckpointError, Trained
 from ml.datasets import Dataset, to_float
 from ml.defenses import DEFENSES, Objective
 from ml.models import Network
-from ml.pack import canonical_json
 
 # Part of every checkpoint's identity: raise it when a change here makes old checkpoints not comparable.
 RECIPE = 1
 
 # torch.compile takes a minute or two; below this many steps eager training ends sooner.
 _COMPILE_FROM_STEPS = 300
-
-_METADATA = "reasonable_mistakes"  # one key, because safetensors does not keep an order among several
 
 
 class TrainingError(RuntimeError):
@@ -39,30 +34,36 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: Adam over `epochs` passes in shuffled batches."""
+    """How long and how fast: Adam over `epochs` passes in shuffled batches, or over `batches` of them in all."""
 
-    epochs: int = 4
+    epochs: int | None = 4
     batch: int = 256
     learning_rate: float = 1e-3
     adam_epsilon: float = 1e-8
+    batches: int | None = None
+
+    def steps(self, images: int) -> int:
+        """Steps in all. An epoch leaves out the last part of a batch: another one each time."""
+        return self.batches or (self.epochs or 0) * (images // min(self.batch, images))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A network with the checkpoint that holds it. `config` identifies it; `clean_accuracy` is in [0, 1]."""
-
-    network: Network
-    config: dict[str, Any]
-    clean_accuracy: float
-    checkpoint: Path
-    checkpoint_sha256: str
-    versions: dict[str, str]
+# The schedules of the paper: its study's, and that of its figures.
+SCHEDULES = {
+    "study": Schedule(),
+    "long": Schedule(epochs=None, batches=15_000, learning_rate=2e-4, adam_epsilon=1e-4),
+}
+_MOST_TEACHER_BATCHES = 10_000
 
 
-def schedule_for(dataset: str, epochs: int | None = None) -> Schedule:
-    """The study's schedule; digits, to be tried in under a minute, has smaller batches and so steps enough."""
-    schedule = Schedule(epochs=3, batch=64) if dataset == "digits" else Schedule()
-    return schedule if epochs is None else Schedule(**{**asdict(schedule), "epochs": epochs})
+def schedule_for(dataset: str, kind: str = "study", epochs: int | None = None) -> Schedule:
+    """The schedule `kind`, with another number of epochs if given; digits, to be tried in a minute, has smaller
+    batches and so steps enough. Raises TrainingError for epochs of a schedule that counts batches."""
+    schedule = SCHEDULES[kind]
+    if schedule.epochs is None and epochs is not None:
+        raise TrainingError(f"the schedule {kind!r} has {schedule.batches} batches; leave out --epochs")
+    if dataset == "digits" and kind == "study":
+        schedule = replace(schedule, epochs=3, batch=64)
+    return schedule if epochs is None else replace(schedule, epochs=epochs)
 
 
 def pick_device(name: str) -> torch.device:
@@ -75,19 +76,25 @@ def pick_device(name: str) -> torch.device:
 
 
 def obtain(
-    model: str, dataset: Dataset, schedule: Schedule, seed: int, device: torch.device, checkpoints: Path
+    model: str,
+    dataset: Dataset,
+    schedule: Schedule,
+    seed: int,
+    device: torch.device,
+    checkpoints: Path,
+    settings: dict[str, float] | None = None,
 ) -> Trained:
     """The trained model: from its checkpoint where configuration, seed and data agree, else trained now.
 
-    `checkpoints` is the root folder; the file is `<dataset>/<model>-<identity>.safetensors` under it.
+    `checkpoints` is the root folder. `settings` replace the defense's own. A training that was interrupted goes
+    on from its last epoch, with the same result. Raises TrainingError.
     """
-    config = configuration(model, dataset, schedule, seed)
-    identity = hashlib.sha256(canonical_json(config)).hexdigest()[:12]
-    path = checkpoints / dataset.name / f"{model}-{identity}.safetensors"
-    if path.exists():
+    config = configuration(model, dataset, schedule, seed, settings)
+    path = files.path_of(checkpoints, config)
+    if all(distributed.everyones(path.exists())):
         try:
-            return _restore(path, config, device)
-        except TrainingError as error:
+            return files.load(path, device, config)
+        except CheckpointError as error:
             print(f"{error}; training it again", file=sys.stderr)
 
     defense = DEFENSES[model]
@@ -97,24 +104,25 @@ def obtain(
         teacher = obtain(defense.teacher, dataset, schedule, seed, device, checkpoints).network
         temperature = config["settings"]["temperature"]
         targets = torch.softmax(predict(teacher, dataset.train_images) / temperature, 1)
-    network = fit(
-        model,
-        defense.objective,
-        config["settings"],
-        dataset.train_images,
-        labels,
-        targets,
-        schedule,
-        seed,
-        device,
-    )
-    correct = predict(network, dataset.test_images).argmax(1) == torch.from_numpy(dataset.test_labels)
-    _save(path, network, config, correct.double().mean().item())
-    return _restore(path, config, device)
+    network = fit(config, defense.objective, dataset.train_images, labels, targets, device, path)
+    if distributed.first():
+        correct = predict(network, dataset.test_images).argmax(1) == torch.from_numpy(dataset.test_labels)
+        files.save(path, network, config, correct.double().mean().item())
+        files.progress_path(path).unlink(missing_ok=True)
+    distributed.wait()
+    try:
+        return files.load(path, device, config)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from None
 
 
-def configuration(model: str, dataset: Dataset, schedule: Schedule, seed: int) -> dict[str, Any]:
+def configuration(
+    model: str, dataset: Dataset, schedule: Schedule, seed: int, settings: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Everything that decides what a checkpoint holds, as JSON."""
+    if model == "distillation_teacher" and schedule.batches:
+        schedule = replace(schedule, batches=min(schedule.batches, _MOST_TEACHER_BATCHES))
+    contrast = {"contrast_normalized": True} if dataset.contrast_normalized else {}
     return {
         "recipe": RECIPE,
         "model": model,
@@ -122,62 +130,102 @@ def configuration(model: str, dataset: Dataset, schedule: Schedule, seed: int) -
         "data_sha256": dataset.sha256,
         "image_shape": list(dataset.train_images.shape[1:]),
         "classes": len(dataset.labels),
-        "settings": DEFENSES[model].settings_for(dataset.name),
+        "settings": DEFENSES[model].settings_for(dataset.name) | (settings or {}),
         "teacher": DEFENSES[model].teacher,
-        "schedule": asdict(schedule),
+        "schedule": {key: value for key, value in asdict(schedule).items() if value is not None},
         "seed": seed,
-    }
+    } | contrast
 
 
 def fit(
-    model: str,
+    config: dict[str, Any],
     objective: Objective,
-    settings: dict[str, float],
     images: npt.NDArray[np.uint8],
     labels: Tensor,
     targets: Tensor,
-    schedule: Schedule,
-    seed: int,
     device: torch.device,
+    path: Path | None = None,
 ) -> Network:
     """Trains a fresh network on images (N, C, H, W) towards target probabilities (N, K).
 
-    The labels (N,) only serve the accuracy shown. Everything random follows from seed, model and epoch.
+    The labels (N,) only serve the accuracy shown. Everything random follows from the configuration's seed and
+    model and the epoch. With a `path`, each epoch is kept beside it and a training found there goes on: on a CPU
+    the result has the same bits. Several processes share each batch. Raises TrainingError.
     """
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    channels, height, width = images.shape[1:]
-    network = Network((channels, height, width), targets.shape[1])
+    model, seed, schedule = (
+        config["model"],
+        config["seed"],
+        Schedule(**{"epochs": None, **config["schedule"]}),
+    )
+    batch, total = min(schedule.batch, len(images)), schedule.steps(len(images))
+    if batch % distributed.processes():
+        raise TrainingError(
+            f"a batch of {batch} images cannot be shared by {distributed.processes()} processes"
+        )
+    network = files.fresh_network(config)
     network.initialize(_generator(seed, model, "weights"))
     network.to(device)
     optimizer = torch.optim.Adam(
         network.parameters(), lr=schedule.learning_rate, eps=schedule.adam_epsilon, fused=True
     )
     x, y, targets = torch.from_numpy(to_float(images)).to(device), labels.to(device), targets.to(device)
-    batch = min(schedule.batch, len(x))
-    steps = len(x) // batch  # an epoch leaves out the last part of a batch: another one each time
-    step = Step(objective, settings, compiled=steps * schedule.epochs >= _COMPILE_FROM_STEPS)
+    x = network.normalize(x)
+    network.low, network.high = x.min().item(), x.max().item()
+    # What couples the processes is beyond the compiler.
+    compiled = total >= _COMPILE_FROM_STEPS and distributed.processes() == 1
+    step = Step(objective, config["settings"], compiled)
+    done = _restored(path, network, optimizer, config)
 
-    with tqdm(total=steps * schedule.epochs, desc=f"train {model}", unit="batch", leave=True) as bar:
-        for epoch in range(schedule.epochs):
+    per_epoch = len(x) // batch
+    with tqdm(
+        total=total, initial=done, desc=f"train {model}", unit="batch", disable=not distributed.first()
+    ) as bar:
+        for epoch in range(done // per_epoch, math.ceil(total / per_epoch)):
             generator = _generator(seed, model, f"epoch {epoch}")
-            order = torch.randperm(len(x), generator=generator)[: steps * batch].to(device)
+            order = torch.randperm(len(x), generator=generator)[: per_epoch * batch].to(device)
             seen, right = 0, 0
-            for index in order.view(steps, batch):
-                keep = network.dropout_mask(batch, generator).to(device)
+            for index in order.view(per_epoch, batch)[: total - done]:
+                keep = distributed.mine(network.dropout_mask(batch, generator)).to(device)
+                index = distributed.mine(index)
                 optimizer.zero_grad(set_to_none=True)
                 loss, logits, statistics = step(network, x[index], targets[index], keep)
                 loss.backward()
+                distributed.add_up([p.grad for p in network.parameters() if p.grad is not None])
                 optimizer.step()
                 network.update_averages(statistics)
-                seen, right = seen + batch, right + int((logits.argmax(1) == y[index]).sum())
+                seen, right = seen + len(index), right + int((logits.argmax(1) == y[index]).sum())
+                loss = loss.detach()
+                distributed.add_up([loss])
                 value = loss.item()
                 if not math.isfinite(value):
                     raise TrainingError(f"training {model}: the loss became {value}; lower the learning rate")
+                done += 1
                 bar.set_postfix(
                     epoch=epoch + 1, loss=f"{value:.3f}", accuracy=f"{right / seen:.3f}", refresh=False
                 )
                 bar.update()
+            if path is not None and done < total and distributed.first():
+                files.save_progress(path, network, optimizer, config, done)
     return network
+
+
+def _restored(
+    path: Path | None, network: Network, optimizer: torch.optim.Optimizer, config: dict[str, Any]
+) -> int:
+    """Steps that an interrupted training had made, and network and optimizer as they were then."""
+    if path is None:
+        return 0
+    try:
+        steps = files.restore_progress(path, network, optimizer, config)
+    except CheckpointError as error:
+        print(f"{error}; beginning anew", file=sys.stderr)
+        steps = 0
+    if len(set(distributed.everyones(steps))) > 1:
+        raise TrainingError(f"{files.progress_path(path)}: not the same for all processes; delete it")
+    if steps and distributed.first():
+        tqdm.write(f"training {config['model']} goes on from step {steps}")
+    return steps
 
 
 class Step:
@@ -212,49 +260,3 @@ def predict(network: torch.nn.Module, images: npt.NDArray[np.uint8], chunk: int 
 def _generator(seed: int, model: str, purpose: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{model}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-
-
-def _save(path: Path, network: Network, config: dict[str, Any], clean_accuracy: float) -> None:
-    """Writes beside `path` and renames, so that whoever is interrupted leaves no half checkpoint."""
-    record = {
-        "config": config,
-        "clean_accuracy": clean_accuracy,
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
-    }
-    data = safetensors.torch.save(
-        {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()},
-        metadata={_METADATA: canonical_json(record).decode()},
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
-
-
-def _restore(path: Path, config: dict[str, Any], device: torch.device) -> Trained:
-    """The model in a checkpoint; raises TrainingError if it is damaged or of another configuration."""
-    try:
-        data = path.read_bytes()
-        with safetensors.safe_open(path, framework="pt") as file:
-            record = json.loads(file.metadata()[_METADATA])
-        if record["config"] != config:
-            raise TrainingError(f"{path}: made with another configuration, seed or data")
-        channels, height, width = config["image_shape"]
-        network = Network((channels, height, width), config["classes"])
-        network.load_state_dict(safetensors.torch.load(data))
-        accuracy, versions = record["clean_accuracy"], record["versions"]
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        if isinstance(error, TrainingError):
-            raise
-        raise TrainingError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
-    network.requires_grad_(False)
-    # From here on it is only evaluated, and pooling over channels-last activations is much faster on a CPU.
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(network, config, accuracy, path, hashlib.sha256(data).hexdigest(), versions)

@@ -6,14 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ml import checkpoints as files
 from ml import defenses, train
 from ml.datasets import Dataset
 from ml.models import Network
@@ -160,38 +163,102 @@ def test_gradient_regularization_makes_input_gradients_smaller(
     assert size(regularized) < size(trained[1])
 
 
-def test_a_process_killed_while_training_leaves_no_checkpoint(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "ml.generate",
-        "--dataset",
-        "digits",
-        "--attack",
-        "jsma",
-        "--epochs",
-        "500",
-    ]
-    command += ["--out", str(tmp_path / "pack"), "--checkpoints", str(tmp_path / "checkpoints")]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        seen = b""
-        while b"accuracy=" not in seen:
-            piece = process.stderr.read(1)
-            assert piece, seen
-            seen += piece
-        process.kill()
-        process.stderr.read()
-    assert process.returncode == -signal.SIGKILL
-    assert checkpoints(tmp_path) == []
+KILLED = Schedule(epochs=3, batch=64)
+TRAINING = """
+import sys; from pathlib import Path; import numpy as np; import torch
+from ml import train; from ml.datasets import Dataset; from ml.train import Schedule
+from tests.ml.test_train import KILLED, obtain
+arrays = np.load(sys.argv[2])
+data = Dataset("digits", tuple("0123456789"), *(arrays[name] for name in ("x", "y", "tx", "ty")), "", "", {})
+obtain("gradient_regularized", data, Path(sys.argv[1]), KILLED)
+"""
+
+
+def training(data: Dataset, folder: Path) -> list[str]:
+    """The command that trains on `data` towards checkpoints in `folder`, in a process of its own."""
+    arrays = folder.with_suffix(".npz")
+    np.savez(arrays, x=data.train_images, y=data.train_labels, tx=data.test_images, ty=data.test_labels)
+    return [sys.executable, "-c", TRAINING, str(folder), str(arrays)]
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
+    small_digits: Dataset, tmp_path: Path
+) -> None:
+    """Killed again and again, each time as soon as it has kept a further epoch."""
+    folder = tmp_path / "killed"
+    config = train.configuration("gradient_regularized", small_digits, KILLED, 3)
+    progress = files.progress_path(files.path_of(folder, config))
+    kept, lives = 0, 0
+    while True:
+        lives += 1
+        with subprocess.Popen(training(small_digits, folder), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and (not progress.exists() or progress.stat().st_mtime_ns == kept):
+                time.sleep(0.002)
+            if process.poll() is not None:
+                break
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not list(folder.rglob("*.safetensors"))
+        kept = progress.stat().st_mtime_ns
+    assert process.returncode == 0
+    assert lives > 1, "it was never killed"
+    whole = obtain("gradient_regularized", small_digits, tmp_path / "whole", KILLED)
+    resumed = obtain("gradient_regularized", small_digits, folder, KILLED)
+    assert resumed.checkpoint_sha256 == whole.checkpoint_sha256
+    assert checkpoints(tmp_path) == sorted([whole.checkpoint.name] * 2 + ["killed.npz"])
+
+
+def test_going_on_from_any_epoch_is_what_not_stopping_would_have_been(
+    small_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of an epoch's end, where the schedule counts batches and ends within an epoch."""
+    schedule = Schedule(epochs=None, batches=50, batch=64)
+    whole = obtain("undefended", small_digits, tmp_path / "whole", schedule)
+
+    keep = files.save_progress
+
+    def keep_and_stop(*arguments: Any) -> None:
+        keep(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "save_progress", keep_and_stop)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                obtain("undefended", small_digits, tmp_path / "stopped", schedule)
+    assert obtain("undefended", small_digits, tmp_path / "stopped", schedule).checkpoint_sha256 == (
+        whole.checkpoint_sha256
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut", "other", "shape"])
+def test_a_damaged_or_foreign_unfinished_training_is_begun_anew(
+    damage: str, small_digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = dataclasses.replace(SCHEDULE, epochs=1)
+    config = train.configuration("undefended", small_digits, short, 3)
+    path = files.path_of(tmp_path, config)
+    network = Network((1, 8, 8) if damage == "shape" else (1, 12, 12))
+    other = {**config, "seed": 4} if damage == "other" else config
+    optimizer = torch.optim.Adam(network.parameters())
+    network(torch.rand(2, *network.image_shape)).sum().backward()
+    optimizer.step()
+    files.save_progress(path, network, optimizer, other, 7)
+    if damage == "cut":
+        files.progress_path(path).write_bytes(files.progress_path(path).read_bytes()[:-9])
+    made = obtain("undefended", small_digits, tmp_path, short)
+    assert "beginning anew" in capsys.readouterr().err
+    assert (
+        made.checkpoint_sha256 == obtain("undefended", small_digits, tmp_path / "b", short).checkpoint_sha256
+    )
 
 
 def test_a_process_killed_while_saving_leaves_no_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
     """The worst moment: the file is written but has not got its name yet."""
     code = (
-        "import os, signal, sys; from pathlib import Path; from ml import train; from ml.models import Network\n"
+        "import os, signal, sys; from pathlib import Path; from ml import checkpoints; from ml.models import Network\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "train._save(Path(sys.argv[1]) / 'undefended-0.safetensors', Network((1, 12, 12)), {}, 0.5)\n"
+        "checkpoints.save(Path(sys.argv[1]) / 'undefended-0.safetensors', Network((1, 12, 12)), {}, 0.5)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
@@ -204,7 +271,7 @@ def test_a_failed_save_cleans_up_after_itself(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train._save(tmp_path / "undefended-0.safetensors", Network((1, 12, 12)), {}, 0.5)
+        files.save(tmp_path / "undefended-0.safetensors", Network((1, 12, 12)), {}, 0.5)
     assert checkpoints(tmp_path) == []
 
 
