@@ -10,7 +10,7 @@ from ml.pictures import Examples, Path
 from ml.verdicts import Claim, Number, together
 
 # The two forms of the penalty: against the true label, and against the uniform one, which the study uses.
-REGULARIZED = {"double_backprop": "true", "gradient_regularized": "uniform"}
+REGULARIZED = {"gradient_regularized": "uniform", "double_backprop": "true"}
 OTHERS = ("undefended", "distilled", "adversarially_trained")
 FIVE = (*OTHERS, *REGULARIZED)
 
@@ -20,9 +20,9 @@ NAMES = {
     "adversarially_trained": "adversarially trained",
     "gradient_regularized": "gradient-regularized (uniform label)",
     "double_backprop": "double backprop (true label)",
-    "distilled_double_backprop": "double backprop on distilled probabilities",
+    "distilled_double_backprop": "distilled + double backprop",
     "entropy_regularized": "entropy-penalized",
-    "adversarial_double_backprop": "adversarial training + double backprop",
+    "adversarial_double_backprop": "adversarial + double backprop",
 }
 
 # Accuracies that the paper's curves show for MNIST, by the examples' maker and the judge, on FGSM examples.

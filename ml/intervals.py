@@ -38,13 +38,14 @@ def share(outcomes: npt.NDArray[np.bool_]) -> Estimate:
 def mean_share(shares: Values) -> Estimate:
     """The mean of shares (N,) in [0, 1], one an image; with a t interval after two more images of 0 and two of 1
     (Agresti and Coull, 1998, whose interval it is where every share is 0 or 1, but for t in place of z)."""
-    return _t_interval(shares, (0.0, 0.0, 1.0, 1.0))
+    return _t_interval(shares, (0.0, 0.0, 1.0, 1.0), 0.0, 1.0)
 
 
 def difference(a: Values, b: Values) -> Estimate:
     """The mean of a - b, shares (N,) in [0, 1] of the same N images; with a t interval after one more image of +1
     and one of -1 (Bonett and Price, 2012, whose interval it is where every share is 0 or 1, but for t)."""
-    return _t_interval(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), (1.0, -1.0))
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
+    return _t_interval(differences, (1.0, -1.0), -1.0, 1.0)
 
 
 def mean(values: Values) -> Estimate:
@@ -60,9 +61,13 @@ def median(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.median(values)), float(low), float(high), len(values))
 
 
-def _t_interval(values: Values, added: Sequence[float]) -> Estimate:
+def _t_interval(
+    values: Values, added: Sequence[float], lowest: float = -math.inf, highest: float = math.inf
+) -> Estimate:
     values = np.asarray(values, dtype=np.float64)
     widened = np.concatenate([values, added])
-    center, error = widened.mean(), widened.std(ddof=1) / math.sqrt(len(widened))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(widened) - 1)) * float(error)
-    return Estimate(float(values.mean()), float(center) - reach, float(center) + reach, len(values))
+    center, error = float(widened.mean()), float(widened.std(ddof=1)) / math.sqrt(len(widened))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(widened) - 1)) * error
+    return Estimate(
+        float(values.mean()), max(center - reach, lowest), min(center + reach, highest), len(values)
+    )

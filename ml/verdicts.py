@@ -8,10 +8,8 @@ from ml.intervals import Estimate
 
 Verdict = Literal["holds", "does not hold", "undecided"]
 
-# How a number is to be read: a share or a difference of shares, "3 times", or a plain number.
+# How a number is to be read: a share, a difference of shares, a ratio, or a plain number.
 Unit = Literal["share", "points", "factor", "number"]
-
-SIGNS: dict[Unit, str] = {"share": "%", "points": "points", "factor": "times", "number": ""}
 
 
 @dataclass(frozen=True)
@@ -81,15 +79,26 @@ def together(numbers: Iterable[Number]) -> Verdict:
 
 
 def shown(value: float, unit: Unit) -> str:
-    """A value as the report prints it, such as "97.2 %", "−3.0 points" or "50 times"."""
+    """A value as the report prints it, such as "97.2 %", "−3.0 points" or "× 50"."""
+    words = {"share": "{} %", "points": "{} points", "factor": "× {}", "number": "{}"}[unit]
+    return words.format(_digits(value, unit))
+
+
+def shown_interval(low: float, high: float, unit: Unit) -> str:
+    """An interval as the report prints it, such as "96.0 to 98.1 %"."""
+    words = {"share": "{} to {} %", "points": "{} to {} points", "factor": "× {} to {}", "number": "{} to {}"}
+    return words[unit].format(_digits(low, unit), _digits(high, unit))
+
+
+def _digits(value: float, unit: Unit) -> str:
     if unit in ("share", "points"):
         digits = f"{100 * value:.1f}"
     elif value and not 1e-3 <= abs(value) < 1e5:
         digits = f"{value:.1e}"
     else:
         digits = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
-    if unit == "points" and float(digits) > 0:
-        digits = f"+{digits}"
     if float(digits) == 0:
         digits = digits.lstrip("-")
-    return f"{digits} {SIGNS[unit]}".rstrip().replace("-", "−")
+    elif unit == "points" and value > 0:
+        digits = f"+{digits}"
+    return digits.replace("-", "−")

@@ -1,0 +1,279 @@
+"""`python -m ml.evaluate`: the paper's evidence beside its claims, as a page, figures and JSON."""
+
+import argparse
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import PIL
+import scipy
+import torch
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from ml import (
+    claims,
+    cost,
+    evaluation_json,
+    evaluation_report,
+    figures,
+    intervals,
+    measurements,
+    picture_figures,
+    pictures,
+    train,
+)
+from ml.checkpoints import Trained
+from ml.datasets import DATASETS, Dataset, DatasetError, load
+from ml.defenses import COMBINATIONS
+from ml.evidence import FIVE, Measured
+from ml.models import Network
+
+JSMA_MODELS = ("distilled", "gradient_regularized")
+
+
+class EvaluateError(Exception):
+    """No report can be made; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run measures, and by which schedule and seed its models are trained."""
+
+    schedule: str = "study"
+    epochs: int | None = None
+    seed: int = 0
+    images: int = 1000
+    combinations: bool = False
+    cost_repetitions: int = 15
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 2, with one line on stderr, where it cannot do what is asked."""
+    parser = argparse.ArgumentParser(prog="python -m ml.evaluate", description=__doc__)
+    parser.add_argument("--dataset", choices=sorted(DATASETS), required=True)
+    parser.add_argument("--data-dir", type=Path, help="folder with the data set's files (default: $DATA_DIR)")
+    parser.add_argument("--out", type=Path, help="the report's folder (default: docs/results/<dataset>)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schedule", choices=sorted(train.SCHEDULES), default="study")
+    parser.add_argument("--epochs", type=_at_least(1), help="of the study schedule (default: 4; digits 3)")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints"), help="where trained models are"
+    )
+    parser.add_argument(
+        "--images", type=_at_least(2), default=1000, help="test images that are attacked (default: 1000)"
+    )
+    parser.add_argument(
+        "--combinations", action="store_true", help="also train and evaluate the paper's combinations"
+    )
+    parser.add_argument(
+        "--cost-repetitions",
+        type=_at_least(cost.FEWEST, or_none=True),
+        default=15,
+        help=f"training steps that are timed, at least {cost.FEWEST}; 0: none (default: 15)",
+    )
+    args = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "ml.evaluate", *given])
+    out = args.out or Path("docs/results") / args.dataset
+    options = Options(
+        args.schedule, args.epochs, args.seed, args.images, args.combinations, args.cost_repetitions
+    )
+    try:
+        if out.exists() and not evaluation_report.replaceable(out):
+            raise EvaluateError(f"{out}: exists and is not an evaluation's folder; choose another --out")
+        device = train.pick_device(args.device)
+        dataset = load(args.dataset, args.data_dir)
+        report = evaluate(dataset, out, options, device, args.checkpoints, command)
+    except (DatasetError, train.TrainingError, EvaluateError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; models that are trained are kept, and the next run goes on from them",
+            file=sys.stderr,
+        )
+        return 130
+    print(summary(report))
+    print(f"Wrote {out}: report.html, report.json and {len(report['figures'])} figures.")
+    return 0
+
+
+def evaluate(
+    dataset: Dataset, out: Path, options: Options, device: torch.device, checkpoints: Path, command: str
+) -> dict[str, Any]:
+    """Trains what is not trained yet, measures everything and writes the report to `out`; returns report.json."""
+    versions = _versions()  # first: what it needs must not be missing after hours of training
+    schedule = train.schedule_for(dataset.name, options.schedule, options.epochs)
+    names = (*FIVE, *(COMBINATIONS if options.combinations else ()))
+    models = {
+        name: train.obtain(name, dataset, schedule, options.seed, device, checkpoints) for name in names
+    }
+    started = time.monotonic()
+    networks = {name: model.network for name, model in models.items()}
+    measured, drawn = measure(dataset, networks, options, schedule, device)
+    for name, model in models.items():
+        accuracy = float(measured.clean[name].mean())
+        if abs(accuracy - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
+            raise EvaluateError(
+                f"{model.checkpoint}: {name} has an accuracy of {accuracy:.4f} where the checkpoint says "
+                f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
+            )
+    report = {
+        "dataset": {
+            "name": dataset.name,
+            "note": dataset.note,
+            "labels": dataset.labels,
+            "test_images": len(dataset.test_labels),
+            "train_images": len(dataset.train_labels),
+            "source": dataset.source,
+            "licence": dataset.licence,
+            "files": dataset.files,
+            "sha256": dataset.sha256,
+        },
+        "schedule": schedule_record(options.schedule, models["undefended"].config["schedule"]),
+        "seed": options.seed,
+        "versions": versions,
+        "command": command,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "epsilons": measured.transfer.epsilons,
+        "models": {name: model_record(model, measured, name) for name, model in models.items()},
+        **evaluation_json.measurements(measured, measurements.overlaps(measured.transfer)),
+        "claims": [evaluation_json.claim(claim) for claim in claims.judge(measured)],
+        "figures": evaluation_report.figure_records(drawn),
+        "seconds": time.monotonic() - started,
+    }
+    rounded: dict[str, Any] = evaluation_json.rounded(report)
+    evaluation_report.write(out, rounded, drawn)
+    return rounded
+
+
+def measure(
+    dataset: Dataset,
+    networks: Mapping[str, Network],
+    options: Options,
+    schedule: train.Schedule,
+    device: torch.device,
+) -> tuple[Measured, dict[str, bytes]]:
+    """Everything that the report tells of these networks, and its figures by file name."""
+    of = measurements.batch(dataset, options.images, device)
+    total = len(of.labels) * len(networks) ** 2 * len(measurements.EPSILONS) * len(measurements.ATTACKS)
+    with tqdm(total=total, desc="FGSM and TGSM", unit="answer", unit_scale=True) as bar:
+        transfer = measurements.transfer(networks, of, on_progress=bar.update)
+    gradients = measurements.gradients(networks, of)
+    jsma = {name: pictures.jsma(networks[name], dataset, device) for name in tqdm(JSMA_MODELS, desc="JSMA")}
+    tgsm = {
+        name: pictures.iterated_tgsm(network, dataset, device)
+        for name, network in tqdm(networks.items(), desc="iterated TGSM")
+    }
+    measured = Measured(
+        dataset=dataset.name,
+        models=tuple(networks),
+        clean={
+            name: train.predict(network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
+            for name, network in networks.items()
+        },
+        transfer=transfer,
+        gradients=gradients,
+        jsma=jsma,
+        tgsm=tgsm,
+        cost=time_training(dataset, tuple(networks), options, schedule, device),
+    )
+    labels, shown = dataset.labels, pictures.input_gradients(networks, dataset, device)
+    draw: dict[str, Callable[[], Figure]] = {
+        "fgsm": lambda: figures.curves(transfer, "fgsm", dataset.name),
+        "tgsm": lambda: figures.curves(transfer, "tgsm", dataset.name),
+        "overlap": lambda: figures.overlap(measurements.overlaps(transfer)),
+        "gradient-norms": lambda: figures.gradient_norms(gradients),
+        "log-probabilities": lambda: figures.log_probabilities(gradients),
+        "jsma": lambda: picture_figures.jsma(jsma, labels),
+        "input-gradients": lambda: picture_figures.input_gradients(shown, labels),
+        "tgsm-grids": lambda: picture_figures.tgsm_grids(tgsm, labels),
+        "tgsm-path": lambda: picture_figures.tgsm_path(tgsm, labels),
+        "tgsm-steps": lambda: figures.steps(tgsm),
+    }
+    if (timed := measured.cost) is not None:
+        draw["cost"] = lambda: figures.cost(timed, measured.models)
+    drawn = {}
+    for name, one in tqdm(draw.items(), desc="figures"):
+        # The grids are nearly all noise: in fewer shades they take half the room and look the same.
+        drawn[f"{name}.png"] = figures.png(one, colors=16) if name == "tgsm-grids" else figures.png(one)
+    return measured, drawn
+
+
+def time_training(
+    dataset: Dataset,
+    models: Sequence[str],
+    options: Options,
+    schedule: train.Schedule,
+    device: torch.device,
+) -> cost.Cost | None:
+    """What each model's training costs, unless no repetitions are wanted."""
+    if not options.cost_repetitions:
+        return None
+    with tqdm(desc="cost of training", unit="step") as bar:
+        return cost.measure(dataset, models, schedule, options.cost_repetitions, device, bar.update)
+
+
+def schedule_record(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A schedule as it stands in checkpoints, its kind, and both in words."""
+    long = f"{config['batches']:,} batches" if "batches" in config else f"{config['epochs']} epochs"
+    words = f"{long} of {config['batch']} images, Adam with learning rate {config['learning_rate']:g}"
+    return {**config, "kind": kind, "words": f"{words} and epsilon {config['adam_epsilon']:g}"}
+
+
+def model_record(model: Trained, measured: Measured, name: str) -> dict[str, Any]:
+    """What the report says of a network: its accuracy as measured here, and what made it."""
+    accuracy = intervals.share(measured.clean[name])
+    return {
+        "clean_accuracy": accuracy.value,
+        "low": accuracy.low,
+        "high": accuracy.high,
+        "checkpoint": model.checkpoint.name,
+        "checkpoint_sha256": model.checkpoint_sha256,
+        "config": model.config,
+        "versions": model.versions,
+    }
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The verdicts, in a few lines to read."""
+    lines = ["", f"{'verdict':15}claim"]
+    lines += [f"{claim['verdict']:15}{claim['id']} {claim['title']}" for claim in report["claims"]]
+    return "\n".join([*lines, ""])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "matplotlib": matplotlib.__version__,
+        "pillow": PIL.__version__,
+        "reasonable-mistakes": importlib.metadata.version("reasonable-mistakes"),
+    }
+
+
+def _at_least(least: int, or_none: bool = False) -> Any:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least and not (or_none and value == 0):
+            raise argparse.ArgumentTypeError(f"{text} is not at least {least}{' and not 0' * or_none}")
+        return value
+
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""`report.json`, the figures and one page that needs nothing but itself: written whole, or not at all."""
+
+import base64
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ml.captions import CAPTIONS
+from ml.evidence import NAMES
+from ml.verdicts import shown, shown_interval
+
+FORMAT = "evaluation/1"
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+
+SECTIONS = {
+    "1": "Accuracy under attack",
+    "2": "Vanishing and exploding gradients of the distilled model",
+    "3": "Distributions of gradients and predictions",
+    "4": "JSMA examples",
+    "5": "Input gradients",
+    "6": "Iterated TGSM examples",
+    "7": "Cost of training",
+    "8": "The paper’s combinations",
+    "9": "The published numbers",
+}
+MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether `write` may replace this folder: it is empty or holds a report of this format."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    return _read(folder).get("format") == FORMAT
+
+
+def write(folder: Path, report: Mapping[str, Any], figures: Mapping[str, bytes]) -> None:
+    """Writes the report's folder: all of it, or nothing.
+
+    `report` is JSON with its claims and, for each of `figures` (PNGs by file name), a record; "format" is added
+    here. What was there is replaced; further files beside it, which no report names, are kept. The caller has
+    asked `replaceable`. Raises OSError.
+    """
+    complete = {**report, "format": FORMAT}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as holder:
+        fresh, old = Path(holder) / "fresh", Path(holder) / "old"
+        fresh.mkdir()
+        for name, data in figures.items():
+            (fresh / name).write_bytes(data)
+        text = json.dumps(complete, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+        (fresh / "report.json").write_text(text + "\n", encoding="utf-8")
+        (fresh / "report.html").write_text(page(complete, figures), encoding="utf-8")
+        if folder.exists():
+            ours = {"report.json", "report.html", *(f["file"] for f in _read(folder).get("figures", []))}
+            for extra in folder.iterdir():
+                if extra.is_file() and extra.name not in ours:
+                    shutil.copy2(extra, fresh / extra.name)
+            folder.rename(old)
+        try:
+            fresh.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+
+
+def page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
+    """The report as HTML: figures inside it, no script, no request to anywhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    records = {record["file"]: record for record in report["figures"]}
+    numbers = {file: number for number, file in enumerate(records, 1)}
+    sections = [
+        {
+            "title": SECTIONS[section],
+            "claims": list(claims),
+            "figures": [
+                f"{name}.png"
+                for name, caption in CAPTIONS.items()
+                if caption.section == section and f"{name}.png" in records
+            ],
+        }
+        for section, claims in groupby(report["claims"], key=lambda claim: str(claim["id"])[0])
+    ]
+    return environment.get_template("evaluation.html").render(
+        report=report,
+        sections=sections,
+        records=records,
+        numbers=numbers,
+        images={name: base64.b64encode(data).decode() for name, data in figures.items()},
+        names=NAMES,
+        marks=MARKS,
+        shown=shown,
+        shown_interval=shown_interval,
+        counts=Counter(claim["verdict"] for claim in report["claims"]),
+    )
+
+
+def figure_records(figures: Mapping[str, bytes]) -> list[dict[str, str]]:
+    """What report.json says of each figure, in the page's order."""
+    return [
+        {
+            "file": f"{name}.png",
+            "title": caption.title,
+            "caption": caption.shows,
+            "published": caption.published,
+        }
+        for name, caption in CAPTIONS.items()
+        if f"{name}.png" in figures
+    ]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        report = json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
