@@ -50,6 +50,7 @@ class Claim(_Read):
     verdict: str
     reason: str = ""
     numbers: list[str] = []
+    figures: list[str] = []  # their files
 
     @field_validator("numbers", mode="before")
     @classmethod
@@ -65,11 +66,16 @@ class _Listed(_Read):
     caption: str = ""
 
 
+class Schedule(_Read):
+    words: str = ""
+
+
 class Report(_Read):
     """The part of a report.json that the pages show."""
 
     dataset: Data
     models: dict[str, Network]
+    schedule: Schedule = Schedule()
     command: str = ""
     seconds: float | None = Field(default=None, ge=0, le=1e9)
     claims: list[Claim] = []

@@ -16,7 +16,7 @@ def report_about(checkpoints: Mapping[str, str]) -> dict[str, Any]:
     others = {"double_backprop": "d" * 64}
     return {
         "dataset": {"name": "test", "note": "A part of it, not the full set.", "test_images": 512},
-        "schedule": {"epochs": 4},
+        "schedule": {"epochs": 4, "words": "4 epochs of 256 images"},
         "seed": 0,
         "versions": {"torch": "2.13.0"},
         "command": "python -m ml.evaluate --dataset test",

@@ -224,20 +224,21 @@ def test_an_evaluation_of_these_very_networks_is_shown_as_soon_as_it_is_there(
     folder = write_evaluation(settings.results, small)
     page = shown(researcher)
     assert "No evaluation" not in page.text
-    assert (
-        "512 test images of test; made by python -m ml.evaluate --dataset test in 1.5 minutes." in page.text
-    )
+    assert "512 test images of test; trained for 4 epochs of 256 images; made by python -m " in page.text
+    assert "ml.evaluate --dataset test in 1.5 minutes." in page.text
     assert "A part of it, not the full set." in page.text
     assert page.tables["The paper’s claims, test, test-pack"][1:] == [
         [
             "Regularized networks resist best At high epsilon they keep most of their accuracy "
             "<on others' examples>.",
             "holds",
-            "0.80 against 0.110.3",  # two lines
+            "0.80 against 0.110.3 Accuracy over epsilon",  # three lines
         ],
         ["Cost Nearly three times.", "undecided", "–"],
     ]
     text = researcher.get(PAGE).text
+    (to,) = re.findall(r'<a href="#([^"]*)">Accuracy over epsilon</a>', text)
+    assert f'id="{to}"' in text
     images = re.findall(r'<img src="(/results/[^"]+)" alt="([^"]*)" width="(\d+)" height="(\d+)"', text)
     assert [image[1:] for image in images] == [
         ("Accuracy over epsilon", "1400", "500"),

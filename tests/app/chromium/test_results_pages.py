@@ -7,16 +7,19 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, expect
 
+from ml.pack import Pack
 from tests.app.chromium.test_pages_shown import assert_accessible
-from tests.app.chromium.visitor import Visit
+from tests.app.chromium.visitor import Visit, assert_crisp
 from tests.app.conftest import Server, begin
+from tests.app.evaluation import write_evaluation
 
 WIDTHS = (360, 768, 1366)
 
 
 @pytest.fixture(scope="module")
-def results(server: Server) -> str:
-    """The address of a study at its target, seen by nobody yet."""
+def results(server: Server, pack: Pack) -> str:
+    """The address of a study at its target, seen by nobody yet, whose networks the laboratory has evaluated."""
+    write_evaluation(server.settings.results, pack)
     with httpx2.Client(base_url=server.url) as api:
         for _ in range(3):
             begin(api, "results").answer()
@@ -58,13 +61,44 @@ def test_the_pages_of_results_have_no_wcag_violation_and_fit_every_screen(
         page = signed_in(visit(color_scheme=scheme).page("/"), server)
         page.goto(f"{results}/images")
         image = page.locator(".gallery a").first.get_attribute("href")
-        for url in (results, f"{results}/images", f"{server.url}{image}", f"{results}/power"):
+        for url in (
+            results,
+            f"{results}/images",
+            f"{server.url}{image}",
+            f"{results}/power",
+            f"{results}/models",
+        ):
             page.goto(url)
             assert_accessible(page)
             for width in WIDTHS:
                 page.set_viewport_size({"width": width, "height": 800})
                 wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
                 assert wide <= room, f"{url} scrolls sideways in {width} pixels"
+
+
+def test_the_networks_are_shown_sharp_with_the_figures_of_their_evaluation(
+    visit: Visit, server: Server, results: str
+) -> None:
+    page = signed_in(visit(device_scale_factor=1.25).page("/"), server)
+    page.goto(results)
+    page.get_by_role("link", name="The networks behind test-pack").click()
+    grids = page.get_by_role("img", name=re.compile("^Images made for"))
+    assert grids.count() == 3
+    for grid in grids.all():
+        assert grid.evaluate("image => image.decode().then(() => image.naturalWidth)") == 291
+        assert grid.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+        box = grid.bounding_box()
+        assert box is not None
+        assert_crisp(box["width"], 1.25, 291)
+        assert box["width"] > 1.5 * 291, "large, where there is room"
+    figure = page.get_by_role("img", name="Accuracy over epsilon")
+    figure.scroll_into_view_if_needed()
+    assert figure.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1400
+    page.get_by_role("link", name="Accuracy over epsilon").click()
+    assert page.url.endswith("#evaluation-1-1-curves.png")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="The whole report, as a file").click()
+    assert download.value.suggested_filename == "test-report.html"
 
 
 def test_what_the_reader_opened_stays_open_when_numbers_change(
