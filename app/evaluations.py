@@ -147,16 +147,14 @@ def said(number: object, depth: int = 0) -> str:
         )
         unit = number.get("unit")
         if _is_number(value):
-            more = (
-                [f"{_shown(low, unit)} to {_shown(high, unit)}"]
-                if _is_number(low) and _is_number(high)
-                else []
-            )
-            more += [f"n = {n}"] if _is_number(n) else []
+            digits, sign = _shown(value, unit)
+            more = [f"n = {n}"] if _is_number(n) else []
+            if _is_number(low) and _is_number(high):
+                more.insert(0, f"{_shown(low, unit)[0]} to {_shown(high, unit)[0]}{sign}")
+            interval = f" ({', '.join(more)})" if more else ""
             wanted = f"; wanted: {number['wanted']}" if number.get("wanted") else ""
             verdict = f" ({number['verdict']})" if number.get("verdict") else ""
-            interval = f" ({', '.join(more)})" if more else ""
-            return f"{number['what']}: {_shown(value, unit)}{interval}{wanted}{verdict}"
+            return f"{number['what']}: {digits}{sign}{interval}{wanted}{verdict}"
     if isinstance(number, dict | list) and depth == DEEPEST:
         return "…"
     if isinstance(number, dict):
@@ -174,12 +172,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _shown(value: Any, unit: object) -> str:
+def _shown(value: Any, unit: object) -> tuple[str, str]:
+    """The digits and what stands behind them."""
     if unit == "share" and abs(value) <= 1:
-        return f"{percent(value)} %"
+        return percent(value), " %"
     if unit == "points" and abs(value) <= 1:
-        return f"{points(value)} points"
-    return f"{value:.3g} times" if unit == "factor" else f"{value:.4g}"
+        return points(value), " points"
+    return f"{value:.4g}", " times" if unit == "factor" else ""
 
 
 class _BrokenError(ValueError):

@@ -232,7 +232,7 @@ def test_an_evaluation_of_these_very_networks_is_shown_as_soon_as_it_is_there(
             "Regularized networks resist best At high epsilon they keep most of their accuracy "
             "<on others' examples>.",
             "holds",
-            "0.80 against 0.110.3 Accuracy over epsilon",  # three lines
+            "2 numbers 0.80 against 0.110.3Accuracy over epsilon",  # four lines
         ],
         ["Cost Nearly three times.", "undecided", "–"],
     ]
@@ -368,10 +368,10 @@ def test_a_number_is_a_sentence() -> None:
         "verdict": "holds",
     }
     said = evaluations.said
-    assert said(number) == "accuracy: 12.5 % (10.0 % to 20.0 %, n = 256); wanted: more than 5 % (holds)"
+    assert said(number) == "accuracy: 12.5 % (10.0 to 20.0 %, n = 256); wanted: more than 5 % (holds)"
     assert said({"what": "change", "value": -0.03, "unit": "points"}) == "change: −3.0 points"
     assert said({"what": "cost", "value": 2.87, "low": 2.5, "high": 3, "unit": "factor"}) == (
-        "cost: 2.87 times (2.5 times to 3 times)"
+        "cost: 2.87 times (2.5 to 3 times)"
     )
     assert said({"what": "norm", "value": 1e30, "unit": "share"}) == "norm: 1e+30"
     assert said({"fgsm_a": [0.25, None, True], "n": 3}) == "fgsm a: 0.25, –, yes, n: 3"
