@@ -120,7 +120,7 @@ def evaluate(
     }
     started = time.monotonic()
     networks = {name: model.network for name, model in models.items()}
-    measured, drawn = measure(dataset, networks, options, schedule, device)
+    measured = measure(dataset, networks, options, schedule, device)
     for name, model in models.items():
         accuracy = float(measured.clean[name].mean())
         if abs(accuracy - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
@@ -128,6 +128,7 @@ def evaluate(
                 f"{model.checkpoint}: {name} has an accuracy of {accuracy:.4f} where the checkpoint says "
                 f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
             )
+    drawn = draw(measured, pictures.input_gradients(networks, dataset, device), dataset.labels)
     report = {
         "dataset": {
             "name": dataset.name,
@@ -164,19 +165,13 @@ def measure(
     options: Options,
     schedule: train.Schedule,
     device: torch.device,
-) -> tuple[Measured, dict[str, bytes]]:
-    """Everything that the report tells of these networks, and its figures by file name."""
+) -> Measured:
+    """Everything that the report tells of these networks."""
     of = measurements.batch(dataset, options.images, device)
     total = len(of.labels) * len(networks) ** 2 * len(measurements.EPSILONS) * len(measurements.ATTACKS)
     with tqdm(total=total, desc="FGSM and TGSM", unit="answer", unit_scale=True) as bar:
         transfer = measurements.transfer(networks, of, on_progress=bar.update)
-    gradients = measurements.gradients(networks, of)
-    jsma = {name: pictures.jsma(networks[name], dataset, device) for name in tqdm(JSMA_MODELS, desc="JSMA")}
-    tgsm = {
-        name: pictures.iterated_tgsm(network, dataset, device)
-        for name, network in tqdm(networks.items(), desc="iterated TGSM")
-    }
-    measured = Measured(
+    return Measured(
         dataset=dataset.name,
         models=tuple(networks),
         clean={
@@ -184,31 +179,40 @@ def measure(
             for name, network in networks.items()
         },
         transfer=transfer,
-        gradients=gradients,
-        jsma=jsma,
-        tgsm=tgsm,
+        gradients=measurements.gradients(networks, of),
+        jsma={
+            name: pictures.jsma(networks[name], dataset, device) for name in tqdm(JSMA_MODELS, desc="JSMA")
+        },
+        tgsm={
+            name: pictures.iterated_tgsm(network, dataset, device)
+            for name, network in tqdm(networks.items(), desc="iterated TGSM")
+        },
         cost=time_training(dataset, tuple(networks), options, schedule, device),
     )
-    labels, shown = dataset.labels, pictures.input_gradients(networks, dataset, device)
-    draw: dict[str, Callable[[], Figure]] = {
-        "fgsm": lambda: figures.curves(transfer, "fgsm", dataset.name),
-        "tgsm": lambda: figures.curves(transfer, "tgsm", dataset.name),
-        "overlap": lambda: figures.overlap(measurements.overlaps(transfer)),
-        "gradient-norms": lambda: figures.gradient_norms(gradients),
-        "log-probabilities": lambda: figures.log_probabilities(gradients),
-        "jsma": lambda: picture_figures.jsma(jsma, labels),
+
+
+def draw(measured: Measured, shown: pictures.InputGradients, labels: Sequence[str]) -> dict[str, bytes]:
+    """The figures by file name, in the page's order."""
+    functions: dict[str, Callable[[], Figure]] = {
+        "fgsm": lambda: figures.curves(measured.transfer, "fgsm", measured.dataset),
+        "tgsm": lambda: figures.curves(measured.transfer, "tgsm", measured.dataset),
+        "overlap": lambda: figures.overlap(measurements.overlaps(measured.transfer)),
+        "gradient-norms": lambda: figures.gradient_norms(measured.gradients),
+        "log-probabilities": lambda: figures.log_probabilities(measured.gradients),
+        "jsma": lambda: picture_figures.jsma(measured.jsma, labels),
         "input-gradients": lambda: picture_figures.input_gradients(shown, labels),
-        "tgsm-grids": lambda: picture_figures.tgsm_grids(tgsm, labels),
-        "tgsm-path": lambda: picture_figures.tgsm_path(tgsm, labels),
-        "tgsm-steps": lambda: figures.steps(tgsm),
+        "tgsm-grids": lambda: picture_figures.tgsm_grids(measured.tgsm, labels),
+        "tgsm-path": lambda: picture_figures.tgsm_path(measured.tgsm, labels),
+        "tgsm-steps": lambda: figures.steps(measured.tgsm),
     }
     if (timed := measured.cost) is not None:
-        draw["cost"] = lambda: figures.cost(timed, measured.models)
-    drawn = {}
-    for name, one in tqdm(draw.items(), desc="figures"):
-        # The grids are nearly all noise: in fewer shades they take half the room and look the same.
-        drawn[f"{name}.png"] = figures.png(one, colors=16) if name == "tgsm-grids" else figures.png(one)
-    return measured, drawn
+        functions["cost"] = lambda: figures.cost(timed, measured.models)
+    # The grids are nearly all noise: in few shades of grey they take half the room and look the same.
+    colors = {"tgsm-grids": 16, "input-gradients": 128}
+    return {
+        f"{name}.png": figures.png(function, colors.get(name, 48))
+        for name, function in tqdm(functions.items(), desc="figures")
+    }
 
 
 def time_training(

@@ -5,7 +5,7 @@ Pictures of examples are in `picture_figures`. The same numbers give the same by
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -202,7 +202,7 @@ def overlap(overlaps: Sequence[Overlap]) -> Figure:
                     va="center",
                     color="white" if dark else "black",
                 )
-        ax.set_title(f"made for {NAMES[found.made_for]}")
+        ax.set_title(f"made for {NAMES[found.made_for]}", fontsize=7.5)
         ax.set_xlim(0, len(models))
         ax.set_ylim(len(models), 0)
         middle = np.arange(len(models)) + 0.5
@@ -222,7 +222,7 @@ def overlap(overlaps: Sequence[Overlap]) -> Figure:
     return figure
 
 
-def steps(paths: dict[str, Path]) -> Figure:
+def steps(paths: Mapping[str, Path]) -> Figure:
     """The share of iterated-TGSM pairs that have reached their target, by step."""
     figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
     ax, beside = figure.subplots(1, 2, width_ratios=[2, 1])

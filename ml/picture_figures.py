@@ -67,7 +67,8 @@ def tgsm_path(paths: Mapping[str, Path], labels: Sequence[str]) -> Figure:
             if not step:
                 ax.set_ylabel(SHORT[model], rotation=0, ha="right", va="center", fontsize=8)
             if not row:
-                ax.set_title(f"{step} steps" if step else "unmodified", fontsize=7, loc="center")
+                title = f"{step} step{'s' * (step > 1)}" if step else "unmodified"
+                ax.set_title(title, fontsize=7, loc="center")
     return figure
 
 

@@ -1,0 +1,47 @@
+"""Costs are ratios of times that lie side by side; a distilled model is charged for both its trainings."""
+
+import numpy as np
+import pytest
+import torch
+
+from ml import cost, train
+from ml.cost import Cost
+from ml.datasets import Dataset
+
+
+def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:
+    calls: list[str] = []
+    ways = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    progress: list[int] = []
+    times = cost.interleaved(ways, 3, progress.append)
+    assert "".join(calls) == "abababab"
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+    assert sum(progress) == 8
+
+
+def test_ratios_are_medians_of_pairs_and_count_the_teacher() -> None:
+    one = np.array([1.0, 1.1, 1.0, 0.9, 1.0, 1.0, 8.0])  # once the machine was busy, and slowed all alike
+    found = Cost(
+        64,
+        False,
+        {
+            "undefended": tuple(one),
+            "distillation_teacher": tuple(one),
+            "distilled": tuple(1.2 * one),
+            "gradient_regularized": tuple(2.5 * one),
+        },
+    )
+    assert found.ratio("undefended").value == 1
+    assert found.ratio("gradient_regularized").value == pytest.approx(2.5)
+    assert found.ratio("gradient_regularized").high == pytest.approx(2.5)
+    assert found.ratio("distilled").value == pytest.approx(2.2)
+    assert found.trainings("distilled") == ("distillation_teacher", "distilled")
+
+
+def test_every_model_is_timed_beside_the_undefended_one(small_digits: Dataset) -> None:
+    schedule = train.Schedule(epochs=1, batch=32)
+    found = cost.measure(small_digits, ["distilled", "double_backprop"], schedule, 6, torch.device("cpu"))
+    assert set(found.seconds) == {"undefended", "distilled", "double_backprop", "distillation_teacher"}
+    assert all(len(seconds) == 6 and min(seconds) > 0 for seconds in found.seconds.values())
+    assert (found.batch, found.compiled) == (32, False)
+    assert found.ratio("double_backprop").low > 0
