@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import torch
-from tqdm import tqdm
+from torch import nn
 
-from ml import attacks, pack, train
+from ml import distributed, own_models, pack, train
+from ml.attacks import ATTACKS
 from ml.datasets import DATASETS, Dataset, DatasetError, load, to_float
+from ml.defenses import DEFENSES
+from ml.labeled_folder import load_folder
+from ml.manifest import is_name
+from ml.pairs import Attempts, PairsError, attack_enough
 
 STUDY_MODELS = ("undefended", "distilled", "gradient_regularized")
 
-ATTACKS: dict[str, tuple[Callable[..., attacks.AttackResult], dict[str, Any]]] = {
-    "jsma": (attacks.jsma, {"theta": 1.0, "gamma": 0.25}),
-    "tgsm": (attacks.iterated_tgsm, {"steps": 10, "epsilon": 0.1}),
-}
-
-SOURCES = 5  # test images of each label that are attacked at first: 45 pairs with 9 targets
-FEWER_SOURCES = {"digits": 3}  # the set to try the whole chain with, in under a minute on two cores
-ENOUGH_PAIRS, ENOUGH_SOURCES = 9, 3  # of each label; below, further test images follow
-MOST_SOURCES = 40  # of each label, so that a model that cannot be fooled does not take forever
 CLEAN_IMAGES = 2  # of each label, unmodified, for practice and control trials
 
 
@@ -39,67 +35,68 @@ class GenerateError(Exception):
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """What the attack on one model made of P (source image, target) pairs, in 8 bits a pixel.
+class Judge:
+    """A model that is attacked, with what the manifest says of it."""
 
-    `success` is the attack's own result; `predictions` and `probabilities` (of the target) are measured on the
-    PNG as read back.
-    """
-
-    pixels: npt.NDArray[np.uint8]  # (P, 1, H, W)
-    predictions: npt.NDArray[np.int64]  # (P,)
-    probabilities: npt.NDArray[np.float64]  # (P,)
-    iterations: npt.NDArray[np.int64]  # (P,)
-    success: npt.NDArray[np.bool_]  # (P,)
-
-
-@dataclass(frozen=True)
-class Attempts:
-    """All pairs attacked: source image, target and, by model, the outcome."""
-
-    sources: npt.NDArray[np.int64]  # (P,), positions in the test images
-    targets: npt.NDArray[np.int64]  # (P,)
-    attacked: dict[str, Attacked]
-
-    @property
-    def survivors(self) -> npt.NDArray[np.bool_]:
-        """(P,), the pairs whose image fools every model."""
-        fooled = [attacked.predictions == self.targets for attacked in self.attacked.values()]
-        return np.asarray(np.stack(fooled).all(0))
+    network: nn.Module
+    record: dict[str, Any]  # training, clean_accuracy, checkpoint_sha256
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 2, with one line on stderr, where it cannot do what is asked."""
     parser = argparse.ArgumentParser(prog="python -m ml.generate", description=__doc__)
-    parser.add_argument("--dataset", choices=sorted(DATASETS), required=True)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", choices=sorted(DATASETS))
+    data.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="your own images instead: 8-bit gray PNGs of one size, a folder for each label",
+    )
     parser.add_argument("--attack", choices=sorted(ATTACKS), required=True)
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME[=MODULE:FUNCTION[,WEIGHTS]]",
+        help="a model to attack, once for each: your own (FUNCTION() gives a torch module from pixels "
+        f"(N, 1, H, W) in [0, 1] to logits; WEIGHTS is its state dict) or one of {', '.join(DEFENSES)} "
+        f"(default: {', '.join(STUDY_MODELS)})",
+    )
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files (default: $DATA_DIR)")
     parser.add_argument("--out", type=Path, help="the pack's folder (default: stimuli/<dataset>-<attack>)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--epochs", type=_positive, help="passes over the training images (default: 4; digits 3)"
-    )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where trained models are"
-    )
+    train.add_arguments(parser)
     args = parser.parse_args(argv)
-    out = args.out or Path("stimuli") / f"{args.dataset}-{args.attack}"
-    try:
-        if out.exists() and not pack.replaceable(out):
-            raise GenerateError(f"{out}: exists and is not a stimulus pack; choose another --out")
-        device = train.pick_device(args.device)
-        dataset = load(args.dataset, args.data_dir)
-        generate(dataset, args.attack, out, args.seed, args.epochs, device, args.checkpoints)
-    except (DatasetError, train.TrainingError, pack.PackError, GenerateError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(
-            "interrupted; models that are trained are kept, and the next run goes on from them",
-            file=sys.stderr,
-        )
-        return 130
+    models = tuple(args.model or STUDY_MODELS)
+    own = ["=" in model for model in models]
+    with distributed.started():
+        try:
+            if args.images is not None:
+                dataset = load_folder(args.images, split=not all(own))
+            out = args.out or Path("stimuli") / f"{args.dataset or dataset.name}-{args.attack}"
+            if out.exists() and not pack.replaceable(out):
+                raise GenerateError(f"{out}: exists and is not a stimulus pack; choose another --out")
+            device = train.pick_device(args.device)
+            schedule = train.schedule_for(args.dataset or "", args.schedule, args.epochs)
+            if args.dataset is not None:
+                dataset = load(args.dataset, args.data_dir)
+            generate(dataset, args.attack, out, args.seed, schedule, device, args.checkpoints, models)
+        except (
+            DatasetError,
+            train.TrainingError,
+            own_models.OwnModelError,
+            pack.PackError,
+            PairsError,
+            GenerateError,
+            OSError,
+        ) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(
+                "interrupted; what is trained is kept, and the next run goes on from there", file=sys.stderr
+            )
+            return 130
     return 0
 
 
@@ -108,155 +105,121 @@ def generate(
     attack: str,
     out: Path,
     seed: int,
-    epochs: int | None,
+    schedule: train.Schedule,
     device: torch.device,
     checkpoints: Path,
+    models: Sequence[str] = STUDY_MODELS,
 ) -> pack.Pack:
-    """Trains what is not trained yet, attacks, writes the pack to `out` and prints a summary."""
+    """Trains what is not trained yet, attacks, writes the pack to `out` and prints a summary.
+
+    `models` are names of DEFENSES or specifications of `own_models.load`. Several processes share the work; the
+    first one writes. Raises GenerateError, PairsError, TrainingError, OwnModelError, PackError.
+    """
     versions = _versions()  # first: what it needs must not be missing after an hour of training
     started = time.monotonic()
-    schedule = train.schedule_for(dataset.name, epochs=epochs)
-    models = {name: train.obtain(name, dataset, schedule, seed, device, checkpoints) for name in STUDY_MODELS}
+    judges = judges_for(models, dataset, schedule, seed, device, checkpoints)
     trained = time.monotonic()
-    networks: dict[str, torch.nn.Module] = {name: model.network for name, model in models.items()}
-    answers = [train.predict(network, dataset.test_images).argmax(1).numpy() for network in networks.values()]
-    for (name, model), given in zip(models.items(), answers, strict=True):
-        measured = float((given == dataset.test_labels).mean())
-        if abs(measured - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
-            raise GenerateError(
-                f"{model.checkpoint}: {name} has an accuracy of {measured:.4f} where the checkpoint says "
-                f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
-            )
-    right = np.asarray((np.stack(answers) == dataset.test_labels).all(0))  # (N,), read rightly by every model
+    right = read_rightly(judges, dataset)
+    networks = {name: judge.network for name, judge in judges.items()}
     attempts, skipped = attack_enough(dataset, networks, attack, right)
-    manifest, images = assemble(dataset, attempts, right)
-    manifest |= {
-        "name": out.resolve().name,
-        "attack": {"name": attack, "parameters": ATTACKS[attack][1]},
-        "models": [
-            {
-                "name": name,
-                "training": model.config,
-                "clean_accuracy": round(model.clean_accuracy, 6),
-                "checkpoint_sha256": model.checkpoint_sha256,
-                "success_rate_before_filter": _rate(attempts.attacked[name].success),
-            }
-            for name, model in models.items()
-        ],
-        "skipped_sources": skipped,
-        "seed": seed,
-        "versions": versions,
-    }
-    replaced = (out / "manifest.json").exists()
-    written = pack.write(out, manifest, images)
-    print(summary(written, attempts, dataset))
-    print(f"Training {trained - started:.0f} s, attacks and pack {time.monotonic() - trained:.0f} s.")
-    print(f"{'Replaced' if replaced else 'Wrote'} {out} (pack_sha256 {written.pack_sha256}).")
-    return written
+    if distributed.first():
+        manifest, images = assemble(dataset, attempts, right)
+        manifest |= {
+            "name": out.resolve().name,
+            "attack": {"name": attack, "parameters": ATTACKS[attack][1]},
+            "models": [
+                {"name": name, **judge.record}
+                | {"success_rate_before_filter": _rate(attempts.attacked[name].success)}
+                for name, judge in judges.items()
+            ],
+            "skipped_sources": skipped,
+            "seed": seed,
+            "versions": versions,
+        }
+        replaced = (out / "manifest.json").exists()
+        written = pack.write(out, manifest, images)
+        print(summary(written, attempts, dataset))
+        print(f"Training {trained - started:.0f} s, attacks and pack {time.monotonic() - trained:.0f} s.")
+        print(f"{'Replaced' if replaced else 'Wrote'} {out} (pack_sha256 {written.pack_sha256}).")
+    distributed.wait()
+    return pack.read(out)
 
 
-def attack_enough(
-    dataset: Dataset, networks: dict[str, torch.nn.Module], attack: str, right: npt.NDArray[np.bool_]
-) -> tuple[Attempts, list[dict[str, Any]]]:
-    """Attacks the first SOURCES (or FEWER_SOURCES) test images of every label, then, while a label has too few
-    surviving pairs or source images, its next ones.
-
-    An image that a model misreads unmodified (`right` is false) is passed over: no attack is needed there, and
-    nothing could be said about one. Returns the attempts and the images passed over.
-    """
-    queues = {
-        label: list(np.flatnonzero(dataset.test_labels == label)) for label in range(len(dataset.labels))
-    }
-    used: dict[int, int] = dict.fromkeys(queues, 0)
-    skipped: list[dict[str, Any]] = []
-    rounds: list[Attempts] = []
-    wanted = dict.fromkeys(queues, FEWER_SOURCES.get(dataset.name, SOURCES))
-    while wanted:
-        sources = []
-        for label, count in wanted.items():
-            while count and queues[label]:
-                index = int(queues[label].pop(0))
-                if right[index]:
-                    sources.append(index)
-                    used[label], count = used[label] + 1, count - 1
-                else:
-                    reason = "misclassified unmodified by at least one model"
-                    record = {"source_index": index, "source_label": dataset.labels[label], "reason": reason}
-                    skipped.append(record)
-        rounds.append(_attack_round(dataset, networks, attack, sources, len(rounds)))
-        attempts = _joined(rounds)
-        wanted = {}
-        for label in queues:
-            survivors = attempts.sources[
-                attempts.survivors & (dataset.test_labels[attempts.sources] == label)
-            ]
-            if len(survivors) < ENOUGH_PAIRS or len(set(survivors)) < ENOUGH_SOURCES:
-                if used[label] >= MOST_SOURCES or not queues[label]:
-                    raise GenerateError(
-                        f"label {dataset.labels[label]}: only {len(survivors)} pairs from {len(set(survivors))} of "
-                        f"{used[label]} images fool every model; train for longer or take another seed"
-                    )
-                wanted[label] = 1
-    return attempts, skipped
-
-
-def _attack_round(
-    dataset: Dataset, networks: dict[str, torch.nn.Module], attack: str, sources: Iterable[int], number: int
-) -> Attempts:
-    pairs = np.array(
-        [
-            (source, target)
-            for source in sources
-            for target in range(len(dataset.labels))
-            if target != dataset.test_labels[source]
-        ]
-    ).reshape(-1, 2)
-    function, parameters = ATTACKS[attack]
-    attacked = {}
-    for name, network in networks.items():
-        further = f", further images {number}" if number else ""
-        with tqdm(total=len(pairs), desc=f"{attack} on {name}{further}", unit="pair") as bar:
-            attacked[name] = attack_pairs(
-                network, dataset.test_images[pairs[:, 0]], pairs[:, 1], function, parameters, bar.update
+def judges_for(
+    models: Sequence[str],
+    dataset: Dataset,
+    schedule: train.Schedule,
+    seed: int,
+    device: torch.device,
+    checkpoints: Path,
+) -> dict[str, Judge]:
+    """The models by name, trained, restored or the researcher's own. Errors as of `generate`."""
+    names = [model.partition("=")[0] for model in models]
+    for model, name in zip(models, names, strict=True):
+        if "=" not in model and model not in DEFENSES:
+            raise GenerateError(
+                f"--model {model}: not one of {', '.join(DEFENSES)}; your own is NAME=MODULE:FUNCTION"
             )
-    return Attempts(pairs[:, 0], pairs[:, 1], attacked)
+        if names.count(name) > 1:
+            raise GenerateError(f"--model {name}: named twice")
+        if not is_name(name):
+            raise GenerateError(f"--model {name}: a name is letters, digits, '.', '_' and '-' alone")
+    # One's own first, as what is wrong with them shows at once.
+    own = {
+        name: _own(model, dataset, device) for name, model in zip(names, models, strict=True) if "=" in model
+    }
+    judges = {}
+    for name in names:
+        judges[name] = (
+            own[name] if name in own else _trained(name, dataset, schedule, seed, device, checkpoints)
+        )
+    return judges
 
 
-def attack_pairs(
-    network: torch.nn.Module,
-    images: npt.NDArray[np.uint8],
-    targets: npt.NDArray[np.int64],
-    function: Callable[..., attacks.AttackResult],
-    parameters: dict[str, Any],
-    on_progress: Callable[[int], object],
-) -> Attacked:
-    """Attacks images (P, 1, H, W) towards targets (P,), rounds to 8 bits and asks the network again."""
-    device = next(network.parameters()).device
-    x = torch.from_numpy(to_float(images)).to(device)
-    aim = torch.from_numpy(targets).to(device)
-    result = function(network, x, aim, **parameters, on_progress=on_progress)
-    pixels = np.rint(result.images.cpu().numpy() * 255).astype(np.uint8)
-    stored = np.stack([pack.decode_png(pack.encode_png(image[0])) for image in pixels])[:, None]
-    logits = train.predict(network, stored).double()
-    return Attacked(
-        pixels=stored,
-        predictions=logits.argmax(1).numpy(),
-        probabilities=logits.softmax(1).gather(1, torch.from_numpy(targets)[:, None])[:, 0].numpy(),
-        iterations=result.iterations.cpu().numpy(),
-        success=result.success.cpu().numpy(),
-    )
+def _own(model: str, dataset: Dataset, device: torch.device) -> Judge:
+    loaded = own_models.load(model, device)
+    own_models.check(loaded, dataset)
+    record = {
+        "training": {"own": loaded.source, "weights": loaded.weights},
+        "clean_accuracy": round(own_models.accuracy(loaded, dataset), 6),
+        "checkpoint_sha256": loaded.weights_sha256,
+    }
+    return Judge(loaded.network, record)
 
 
-def _joined(rounds: list[Attempts]) -> Attempts:
-    def join(name: str, key: str) -> Any:
-        return np.concatenate([getattr(attempts.attacked[name], key) for attempts in rounds])
+def _trained(
+    name: str,
+    dataset: Dataset,
+    schedule: train.Schedule,
+    seed: int,
+    device: torch.device,
+    checkpoints: Path,
+) -> Judge:
+    try:
+        model = train.obtain(name, dataset, schedule, seed, device, checkpoints)
+    except ValueError as error:  # a network that cannot have images of this size
+        raise GenerateError(f"{name}: {error}") from None
+    answers = train.predict(model.network, dataset.test_images).argmax(1).numpy()
+    measured = float((answers == dataset.test_labels).mean())
+    if abs(measured - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
+        raise GenerateError(
+            f"{model.checkpoint}: {name} has an accuracy of {measured:.4f} where the checkpoint says "
+            f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
+        )
+    record = {
+        "training": model.config,
+        "clean_accuracy": round(model.clean_accuracy, 6),
+        "checkpoint_sha256": model.checkpoint_sha256,
+    }
+    return Judge(model.network, record)
 
-    fields = ("pixels", "predictions", "probabilities", "iterations", "success")
-    return Attempts(
-        np.concatenate([attempts.sources for attempts in rounds]),
-        np.concatenate([attempts.targets for attempts in rounds]),
-        {name: Attacked(**{key: join(name, key) for key in fields}) for name in rounds[0].attacked},
-    )
+
+def read_rightly(judges: dict[str, Judge], dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """(N,), the test images that every model reads rightly unmodified."""
+    answers = [
+        train.predict(judge.network, dataset.test_images).argmax(1).numpy() for judge in judges.values()
+    ]
+    return np.asarray((np.stack(answers) == dataset.test_labels).all(0))
 
 
 def assemble(
@@ -299,11 +262,17 @@ def assemble(
                 }
             )
 
-    clean = []
+    clean: list[dict[str, Any]] = []
+    taken = {dataset.test_images[index].tobytes() for index in attempts.sources}
     for label in range(len(dataset.labels)):
         fresh = (dataset.test_labels == label) & right
         fresh[: attempts.sources[labels == label].max() + 1] = False
-        clean += [unmodified(int(index)) for index in np.flatnonzero(fresh)[:CLEAN_IMAGES]]
+        for index in map(int, np.flatnonzero(fresh)):
+            if sum(image["source_label"] == dataset.labels[label] for image in clean) == CLEAN_IMAGES:
+                break
+            if (data := dataset.test_images[index].tobytes()) not in taken:
+                taken.add(data)
+                clean.append(unmodified(index))
     survivors = sorted({int(index) for index in attempts.sources[attempts.survivors]})
     manifest = {
         "labels": list(dataset.labels),
@@ -312,7 +281,8 @@ def assemble(
             "source": dataset.source,
             "licence": dataset.licence,
             "files": dataset.files,
-        },
+        }
+        | ({"note": dataset.note} if dataset.note else {}),
         "stimuli": stimuli,
         "originals": [unmodified(index) for index in survivors],
         "clean": clean,
@@ -367,13 +337,6 @@ def _versions() -> dict[str, str]:
         "pillow": PIL.__version__,
         "reasonable-mistakes": importlib.metadata.version("reasonable-mistakes"),
     }
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
 
 
 if __name__ == "__main__":

@@ -110,6 +110,11 @@ def is_sha256(text: str) -> bool:
     return _SHA256.fullmatch(text) is not None
 
 
+def is_name(text: str) -> bool:
+    """Whether a pack or a model may be called this."""
+    return _NAME.fullmatch(text) is not None and len(text) <= _MAX_NAME
+
+
 def read_manifest(path: Path) -> Contents:
     """Reads a manifest and checks all that it says by itself; raises PackError."""
     manifest = _load(path)
@@ -268,7 +273,7 @@ def _models(top: _Record) -> tuple[str, ...]:
         raise top.fault("models must be objects with a name, one or more")
     names = tuple(_Record(value, top.path).string("name") for value in values)
     for name in names:
-        if not _NAME.fullmatch(name) or len(name) > _MAX_NAME:
+        if not is_name(name):
             raise top.fault(f"the model's name {name!r} is not letters, digits, '.', '_' and '-' alone")
     if len(set(names)) < len(names):
         raise top.fault("two models have one name")

@@ -1,6 +1,8 @@
 """Trains any defense by one loop: compiled where that pays, over several processes, going on after being killed."""
 
+import argparse
 import hashlib
+import itertools
 import math
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -64,6 +66,30 @@ def schedule_for(dataset: str, kind: str = "study", epochs: int | None = None) -
     if dataset == "digits" and kind == "study":
         schedule = replace(schedule, epochs=3, batch=64)
     return schedule if epochs is None else replace(schedule, epochs=epochs)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that trains."""
+    parser.add_argument(
+        "--schedule",
+        choices=sorted(SCHEDULES),
+        default="study",
+        help="the paper's study: 4 epochs at 0.001 (default); long, that of its figures: 15,000 batches at 0.0002",
+    )
+    parser.add_argument(
+        "--epochs", type=_positive, help="passes over the training images (default: 4; digits 3)"
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("checkpoints"), help="where trained models are"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
 
 
 def pick_device(name: str) -> torch.device:
@@ -252,9 +278,16 @@ class Step:
 @torch.no_grad()
 def predict(network: torch.nn.Module, images: npt.NDArray[np.uint8], chunk: int = 1000) -> Tensor:
     """Logits (N, K), on the CPU, of 8-bit images (N, C, H, W)."""
-    device = next(network.parameters()).device
+    device = device_of(network)
     parts = [images[start : start + chunk] for start in range(0, len(images), chunk)]
     return torch.cat([network(torch.from_numpy(to_float(part)).to(device)).cpu() for part in parts])
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """Where a network computes; the CPU for one that has no tensors of its own."""
+    for tensor in itertools.chain(network.parameters(), network.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def _generator(seed: int, model: str, purpose: str) -> torch.Generator:

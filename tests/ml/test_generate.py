@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml import datasets, generate, pack, train
+from ml import datasets, generate, pack, pairs, train, verify
 from ml.datasets import Dataset
 from tests.ml.conftest import ROOT, Run, mnist_dirs
 
@@ -115,6 +115,8 @@ def test_digits_end_to_end(digits_run: Run) -> None:
     check_against_data(digits_run.pack, digits)
     check_against_models(digits_run.pack, digits, digits_run.checkpoints)
     check_grids(digits_run.pack, digits)
+    command = ["verify", str(digits_run.out), "--checkpoints", str(digits_run.checkpoints)]
+    assert verify.main(command) == 0
 
 
 def test_the_manifest_says_how_the_pack_was_made(digits_run: Run) -> None:
@@ -154,7 +156,9 @@ def test_the_summary_and_the_progress_are_shown(digits_run: Run) -> None:
 def small_pack(
     dataset: Dataset, out: Path, checkpoints: Path, attack: str = "jsma", seed: int = 2
 ) -> pack.Pack:
-    return generate.generate(dataset, attack, out, seed, 4, CPU, checkpoints)
+    return generate.generate(
+        dataset, attack, out, seed, train.schedule_for("digits", epochs=4), CPU, checkpoints
+    )
 
 
 def test_the_same_seed_gives_the_same_bytes(
@@ -205,6 +209,7 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
     images = np.zeros_like(small_digits.test_images)
     labels = small_digits.test_labels
     images[:, 0, 0, 1] = labels
+    images[:, 0, 5, 5] = np.arange(len(labels)) % 256  # no two the same
     for label in range(10):
         # Of every label the first six images cannot be moved; the first two are not even read rightly.
         images[np.flatnonzero(labels == label)[6:], 0, 0, 0] = 255
@@ -213,7 +218,7 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
         right[np.flatnonzero(labels == label)[:2]] = False
     dataset = dataclasses.replace(small_digits, test_images=images)
     networks: dict[str, torch.nn.Module] = {"undefended": Stubborn(0.5), "distilled": Stubborn(0.4)}
-    attempts, skipped = generate.attack_enough(dataset, networks, "jsma", right)
+    attempts, skipped = pairs.attack_enough(dataset, networks, "jsma", right)
 
     assert len(skipped) == 20
     assert {record["reason"] for record in skipped} == {"misclassified unmodified by at least one model"}
@@ -229,10 +234,26 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
 
 def test_too_few_images_that_fool_every_model_is_one_clear_line(small_digits: Dataset) -> None:
     right = np.ones(len(small_digits.test_labels), dtype=bool)
-    with pytest.raises(
-        generate.GenerateError, match=r"label 0: only 0 pairs from 0 of \d+ images fool every"
-    ):
-        generate.attack_enough(small_digits, {"undefended": Stubborn(2.0)}, "jsma", right)
+    with pytest.raises(pairs.PairsError, match=r"label 0: only 0 pairs from 0 of \d+ images fool every"):
+        pairs.attack_enough(small_digits, {"undefended": Stubborn(2.0)}, "jsma", right)
+
+
+def test_no_two_source_images_have_the_same_pixels(small_digits: Dataset) -> None:
+    """A participant who saw the same digit twice, once altered, would know the original."""
+    images, labels = small_digits.test_images.copy(), small_digits.test_labels
+    threes = np.flatnonzero(labels == 3)
+    images[threes[1]] = images[threes[0]]
+    dataset = dataclasses.replace(small_digits, test_images=images)
+    right = np.ones(len(labels), dtype=bool)
+    attempts, skipped = pairs.attack_enough(dataset, {"undefended": Stubborn(-1.0)}, "jsma", right)
+    tried = sorted(set(attempts.sources[labels[attempts.sources] == 3]))
+    assert tried[:2] == [threes[0], threes[2]]
+    assert skipped == [
+        {"source_index": threes[1], "source_label": "3", "reason": "the same pixels as an earlier image"}
+    ]
+    manifest, _ = generate.assemble(dataset, attempts, right)
+    shown = [image["sha256"] for image in (*manifest["originals"], *manifest["clean"])]
+    assert len(shown) == len(set(shown))
 
 
 def test_a_folder_that_is_no_pack_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

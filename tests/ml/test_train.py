@@ -21,7 +21,7 @@ from ml import defenses, train
 from ml.datasets import Dataset
 from ml.models import Network
 from ml.train import Schedule, TrainingError
-from tests.ml.conftest import ROOT
+from tests.ml.conftest import ROOT, save_dataset
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=4, batch=64)
@@ -29,7 +29,7 @@ SCHEDULE = Schedule(epochs=4, batch=64)
 
 def obtain(
     model: str, data: Dataset, folder: Path, schedule: Schedule = SCHEDULE, seed: int = 3
-) -> train.Trained:
+) -> files.Trained:
     return train.obtain(model, data, schedule, seed, CPU, folder)
 
 
@@ -38,13 +38,13 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(small_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, train.Trained]:
+def trained(small_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, files.Trained]:
     folder = tmp_path_factory.mktemp("checkpoints")
     return folder, obtain("undefended", small_digits, folder)
 
 
 def test_training_learns_and_says_how_well(
-    trained: tuple[Path, train.Trained], small_digits: Dataset
+    trained: tuple[Path, files.Trained], small_digits: Dataset
 ) -> None:
     _, model = trained
     answers = train.predict(model.network, small_digits.test_images).argmax(1).numpy()
@@ -53,7 +53,7 @@ def test_training_learns_and_says_how_well(
 
 
 def test_a_second_call_reuses_the_checkpoint(
-    trained: tuple[Path, train.Trained], small_digits: Dataset, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, files.Trained], small_digits: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = trained
     written = model.checkpoint.stat().st_mtime_ns
@@ -66,14 +66,14 @@ def test_a_second_call_reuses_the_checkpoint(
 
 
 def test_the_same_seed_gives_the_same_bytes(
-    trained: tuple[Path, train.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
 ) -> None:
     _, model = trained
     assert obtain("undefended", small_digits, tmp_path).checkpoint_sha256 == model.checkpoint_sha256
 
 
 def test_other_seeds_schedules_and_data_are_other_checkpoints(
-    trained: tuple[Path, train.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
 ) -> None:
     _, model = trained
     short = dataclasses.replace(SCHEDULE, epochs=1)
@@ -88,7 +88,7 @@ def test_other_seeds_schedules_and_data_are_other_checkpoints(
 
 
 def test_a_checkpoint_tells_its_configuration(
-    trained: tuple[Path, train.Trained], small_digits: Dataset
+    trained: tuple[Path, files.Trained], small_digits: Dataset
 ) -> None:
     _, model = trained
     assert model.config == {
@@ -113,7 +113,7 @@ def test_a_checkpoint_tells_its_configuration(
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
 def test_a_damaged_or_foreign_checkpoint_is_trained_again(
     damage: str,
-    trained: tuple[Path, train.Trained],
+    trained: tuple[Path, files.Trained],
     small_digits: Dataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -150,9 +150,9 @@ def test_distillation_trains_a_teacher_and_learns_its_probabilities(
 
 
 def test_gradient_regularization_makes_input_gradients_smaller(
-    trained: tuple[Path, train.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
 ) -> None:
-    def size(model: train.Trained) -> float:
+    def size(model: files.Trained) -> float:
         x = torch.from_numpy(small_digits.test_images / np.float32(255)).requires_grad_()
         targets = torch.from_numpy(small_digits.test_labels)
         (gradient,) = torch.autograd.grad(F.cross_entropy(model.network(x), targets, reduction="sum"), x)
@@ -165,19 +165,16 @@ def test_gradient_regularization_makes_input_gradients_smaller(
 
 KILLED = Schedule(epochs=3, batch=64)
 TRAINING = """
-import sys; from pathlib import Path; import numpy as np; import torch
-from ml import train; from ml.datasets import Dataset; from ml.train import Schedule
-from tests.ml.test_train import KILLED, obtain
-arrays = np.load(sys.argv[2])
-data = Dataset("digits", tuple("0123456789"), *(arrays[name] for name in ("x", "y", "tx", "ty")), "", "", {})
-obtain("gradient_regularized", data, Path(sys.argv[1]), KILLED)
+import sys; from pathlib import Path
+from tests.ml.conftest import saved_dataset; from tests.ml.test_train import KILLED, obtain
+obtain("gradient_regularized", saved_dataset(Path(sys.argv[2])), Path(sys.argv[1]), KILLED)
 """
 
 
 def training(data: Dataset, folder: Path) -> list[str]:
     """The command that trains on `data` towards checkpoints in `folder`, in a process of its own."""
     arrays = folder.with_suffix(".npz")
-    np.savez(arrays, x=data.train_images, y=data.train_labels, tx=data.test_images, ty=data.test_labels)
+    save_dataset(data, arrays)
     return [sys.executable, "-c", TRAINING, str(folder), str(arrays)]
 
 
@@ -256,7 +253,8 @@ def test_a_damaged_or_foreign_unfinished_training_is_begun_anew(
 def test_a_process_killed_while_saving_leaves_no_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
     """The worst moment: the file is written but has not got its name yet."""
     code = (
-        "import os, signal, sys; from pathlib import Path; from ml import checkpoints; from ml.models import Network\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from ml import checkpoints; from ml.models import Network\n"
         "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
         "checkpoints.save(Path(sys.argv[1]) / 'undefended-0.safetensors', Network((1, 12, 12)), {}, 0.5)\n"
     )
