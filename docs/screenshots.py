@@ -58,13 +58,13 @@ def serving() -> Iterator[App]:
                 line = server.stdout.readline()
                 assert line, f"the server ended after saying: {said}"
                 said += line
-            study, dashboard = re.findall(r"^(?:Study|Dashboard): (\S+)$", said, re.M)
+            (dashboard,) = re.findall(r"^Dashboard: (\S+)$", said, re.M)
             try:
                 with sync_playwright() as playwright:
                     chromium = playwright.chromium.launch(
                         executable_path=browser.find(), args=["--no-sandbox"] if os.geteuid() == 0 else []
                     )
-                    yield App(study.split("/study")[0], dashboard, environment, chromium)
+                    yield App(dashboard.split("/signin")[0], dashboard, environment, chromium)
                     chromium.close()
             finally:
                 server.terminate()

@@ -103,9 +103,13 @@ def test_every_text_is_translated(language: str) -> None:
 
 def test_chinese_is_set_as_chinese() -> None:
     """Full-width punctuation, and a space between Chinese and digits, Latin words or what is filled in."""
-    study = definitions.Definition.model_validate(definitions.read(ROOT / "studies" / "mnist.toml"))
     texts = [str(message.string) for message in entries("zh")]
-    texts += list(strings(study.translations["zh"].model_dump()))
+    for path in (ROOT / "studies").glob("*.toml"):
+        study = definitions.Definition.model_validate(definitions.read(path))
+        chinese = study.translations["zh"]
+        texts += list(strings(chinese.model_dump()))
+        for part in ("information", "consent", "debrief"):
+            assert len(getattr(chinese, part)) == len(getattr(study.texts, part)), (path.name, part)
     for text in texts:
         assert re.search(r"[\u4e00-\u9fff]", text), text
         assert not re.search(

@@ -518,6 +518,8 @@ STARTS = (
         "/results/test.json",
         "/results/test/responses.csv",
         "/results/test/export.zip",
+        "/results/test/models",
+        "/results/test/models/test/report.html",
     ),
     *(
         "/stimuli",
