@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ml import intervals, train
 from ml.datasets import Dataset, to_float
@@ -52,30 +53,32 @@ def measure(
     compiled = schedule.steps(len(dataset.train_images)) >= train._COMPILE_FROM_STEPS
     names = dict.fromkeys([BASELINE, *models])
     names |= dict.fromkeys(teacher for name in names if (teacher := DEFENSES[name].teacher) is not None)
-    ways = {name: one_step(name, dataset, batch, compiled, device) for name in names}
+    x = torch.from_numpy(to_float(dataset.train_images[:batch])).to(device)
+    targets = (
+        F.one_hot(torch.from_numpy(dataset.train_labels[:batch]), len(dataset.labels)).float().to(device)
+    )
+    ways = {}
+    for name in names:
+        channels, height, width = dataset.train_images.shape[1:]
+        network = Network((channels, height, width), len(dataset.labels), dataset.contrast_normalized)
+        network.initialize(torch.Generator().manual_seed(0))
+        step = train.Step(DEFENSES[name].objective, DEFENSES[name].settings_for(dataset.name), compiled)
+        ways[name] = whole_step(step, network.to(device), x, targets)
     times = interleaved(ways, repetitions, on_progress)
     return Cost(batch, compiled, {name: tuple(seconds) for name, seconds in times.items()})
 
 
-def one_step(
-    model: str, dataset: Dataset, batch: int, compiled: bool, device: torch.device
-) -> Callable[[], None]:
-    """A training step of a fresh network on the first training images, to be called again and again."""
-    channels, height, width = dataset.train_images.shape[1:]
-    network = Network((channels, height, width), len(dataset.labels), dataset.contrast_normalized)
-    network.initialize(torch.Generator().manual_seed(0))
-    network.to(device)
-    x = network.normalize(torch.from_numpy(to_float(dataset.train_images[:batch])).to(device))
+def whole_step(step: train.Step, network: Network, x: Tensor, targets: Tensor) -> Callable[[], None]:
+    """Training a network on images x (N, C, H, W) and target probabilities (N, K): each call is a step on this same
+    batch."""
+    x = network.normalize(x)
     network.low, network.high = x.min().item(), x.max().item()
-    labels = torch.from_numpy(dataset.train_labels[:batch]).to(device)
-    targets = F.one_hot(labels, len(dataset.labels)).float()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-    step = train.Step(DEFENSES[model].objective, DEFENSES[model].settings_for(dataset.name), compiled)
     generator = torch.Generator().manual_seed(1)
 
     def once() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss, _, statistics = step(network, x, targets, network.dropout_mask(batch, generator).to(device))
+        loss, _, statistics = step(network, x, targets, network.dropout_mask(len(x), generator).to(x.device))
         loss.backward()
         optimizer.step()
         network.update_averages(statistics)

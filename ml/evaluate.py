@@ -63,12 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, help="folder with the data set's files (default: $DATA_DIR)")
     parser.add_argument("--out", type=Path, help="the report's folder (default: docs/results/<dataset>)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--schedule", choices=sorted(train.SCHEDULES), default="study")
-    parser.add_argument("--epochs", type=_at_least(1), help="of the study schedule (default: 4; digits 3)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument(
-        "--checkpoints", type=Path, default=Path("checkpoints"), help="where trained models are"
-    )
+    train.add_arguments(parser)
     parser.add_argument(
         "--images", type=_at_least(2), default=1000, help="test images that are attacked (default: 1000)"
     )
