@@ -1,5 +1,7 @@
 """`python -m benchmarks.jsma`: what JSMA costs beyond its gradients, and beside two other libraries' JSMA.
 
+`--scaling` instead attacks more and more pairs, to see that the time for each and the memory do not grow.
+
 The floor is the forward pass and the two vector-Jacobian products of every step, replayed over exactly the
 images that the attack evaluated. torchattacks and adversarial-robustness-toolbox (extra `bench`) attack the
 same network and pairs with the same theta and gamma; the latter ranks single pixels instead of pairs.
@@ -7,6 +9,8 @@ same network and pairs with the same theta and gamma; the latter ranks single pi
 
 import argparse
 import importlib
+import resource
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +88,22 @@ def toolbox_jsma(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return torch.from_numpy(attack.generate(images.numpy(), np.eye(10)[targets.numpy()]))
 
 
+def scaling(dataset: str, data_dir: Path | None) -> None:
+    """Prints the time for each pair and the process's peak memory for up to 5,000 pairs."""
+    network, images, targets = pairs(dataset, data_dir, 250)
+    attacks.jsma(network, images, targets)  # warms up
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{'pairs':>8}{'time':>10}{'each':>12}{'peak memory above 250 pairs':>30}")
+    for count in (250, 500, 1000, 2500, 5000):
+        repeats = -(-count // len(images))  # the same pairs again and again: the same work
+        many, aims = images.repeat(repeats, 1, 1, 1)[:count], targets.repeat(repeats)[:count]
+        started = time.perf_counter()
+        attacks.jsma(network, many, aims)
+        took = time.perf_counter() - started
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        print(f"{count:8}{took:8.1f} s{took / count * 1000:9.2f} ms{grown:26.0f} MiB")
+
+
 def main() -> None:
     """Prints both tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.jsma", description=__doc__)
@@ -92,7 +112,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=90)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--floor-only", action="store_true", help="leave the other libraries out")
+    parser.add_argument(
+        "--scaling", action="store_true", help="up to 5,000 pairs, this project's attack alone"
+    )
     args = parser.parse_args()
+    if args.scaling:
+        scaling(args.dataset, args.data_dir)
+        return
     network, images, targets = pairs(args.dataset, args.data_dir, args.pairs)
 
     def ours() -> Tensor:
