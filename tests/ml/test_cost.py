@@ -1,5 +1,8 @@
 """Costs are ratios of times that lie side by side; a distilled model is charged for both its trainings."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -45,3 +48,22 @@ def test_every_model_is_timed_beside_the_undefended_one(small_digits: Dataset) -
     assert all(len(seconds) == 6 and min(seconds) > 0 for seconds in found.seconds.values())
     assert (found.batch, found.compiled) == (32, False)
     assert found.ratio("double_backprop").low > 0
+
+
+def test_no_objective_is_timed_eagerly_where_the_others_are_compiled(
+    small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: compile_(function, backend=backend))
+    monkeypatch.setattr(train, "_COMPILE_FROM_STEPS", 1)
+    few = train.Schedule(epochs=1, batch=8)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        assert cost.measure(small_digits, ["distilled"], few, 6, torch.device("cpu")).compiled
+    assert len(graphs) == 2  # undefended; the teacher and the distilled model have the same
+    torch._dynamo.reset()
