@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             schedule = train.schedule_for(args.dataset or "", args.schedule, args.epochs)
             if args.dataset is not None:
                 dataset = load(args.dataset, args.data_dir)
-            generate(dataset, args.attack, out, args.seed, schedule, device, args.checkpoints, models)
+            generate(
+                dataset,
+                args.attack,
+                out,
+                args.seed,
+                schedule,
+                device,
+                args.checkpoints,
+                models,
+                dict(args.penalty),
+            )
         except (
             DatasetError,
             train.TrainingError,
@@ -109,15 +119,17 @@ def generate(
     device: torch.device,
     checkpoints: Path,
     models: Sequence[str] = STUDY_MODELS,
+    penalties: Mapping[str, float] | None = None,
 ) -> pack.Pack:
     """Trains what is not trained yet, attacks, writes the pack to `out` and prints a summary.
 
-    `models` are names of DEFENSES or specifications of `own_models.load`. Several processes share the work; the
+    `models` are names of DEFENSES or specifications of `own_models.load`; `penalties` replace those of models
+    named so. Several processes share the work; the
     first one writes. Raises GenerateError, PairsError, TrainingError, OwnModelError, PackError.
     """
     versions = _versions()  # first: what it needs must not be missing after an hour of training
     started = time.monotonic()
-    judges = judges_for(models, dataset, schedule, seed, device, checkpoints)
+    judges = judges_for(models, dataset, schedule, seed, device, checkpoints, penalties or {})
     trained = time.monotonic()
     right = read_rightly(judges, dataset)
     networks = {name: judge.network for name, judge in judges.items()}
@@ -152,6 +164,7 @@ def judges_for(
     seed: int,
     device: torch.device,
     checkpoints: Path,
+    penalties: Mapping[str, float],
 ) -> dict[str, Judge]:
     """The models by name, trained, restored or the researcher's own. Errors as of `generate`."""
     names = [model.partition("=")[0] for model in models]
@@ -170,9 +183,8 @@ def judges_for(
     }
     judges = {}
     for name in names:
-        judges[name] = (
-            own[name] if name in own else _trained(name, dataset, schedule, seed, device, checkpoints)
-        )
+        settings = {"penalty": penalties[name]} if name in penalties else None
+        judges[name] = own.get(name) or _trained(name, dataset, schedule, seed, device, checkpoints, settings)
     return judges
 
 
@@ -194,9 +206,10 @@ def _trained(
     seed: int,
     device: torch.device,
     checkpoints: Path,
+    settings: dict[str, float] | None,
 ) -> Judge:
     try:
-        model = train.obtain(name, dataset, schedule, seed, device, checkpoints)
+        model = train.obtain(name, dataset, schedule, seed, device, checkpoints, settings)
     except ValueError as error:  # a network that cannot have images of this size
         raise GenerateError(f"{name}: {error}") from None
     answers = train.predict(model.network, dataset.test_images).argmax(1).numpy()

@@ -79,6 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the training images (default: 4; digits 3)"
     )
+    parser.add_argument(
+        "--penalty",
+        type=_penalty,
+        action="append",
+        default=[],
+        metavar="MODEL=LAMBDA",
+        help="another gradient penalty for a model than the paper's, once for each",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
         "--checkpoints", type=Path, default=Path("checkpoints"), help="where trained models are"
@@ -90,6 +98,20 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return number
+
+
+def _penalty(text: str) -> tuple[str, float]:
+    model, _, value = text.partition("=")
+    able = [name for name, defense in DEFENSES.items() if "penalty" in defense.settings]
+    if model not in able:
+        raise argparse.ArgumentTypeError(f"{model!r} is not one of {', '.join(able)}")
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of 0 or more")
+    return model, number
 
 
 def pick_device(name: str) -> torch.device:

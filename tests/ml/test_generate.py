@@ -232,6 +232,17 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
         assert survived <= set(of_label[6:])
 
 
+def test_another_penalty_is_another_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
+    schedule = train.Schedule(epochs=1, batch=64)
+    for penalties in ({}, {"gradient_regularized": 3.0}):
+        judges = generate.judges_for(
+            ["gradient_regularized"], small_digits, schedule, 2, CPU, tmp_path, penalties
+        )
+        stated = judges["gradient_regularized"].record["training"]["settings"]
+        assert stated == {"penalty": penalties.get("gradient_regularized", 20.0)}
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
 def test_too_few_images_that_fool_every_model_is_one_clear_line(small_digits: Dataset) -> None:
     right = np.ones(len(small_digits.test_labels), dtype=bool)
     with pytest.raises(pairs.PairsError, match=r"label 0: only 0 pairs from 0 of \d+ images fool every"):
@@ -275,7 +286,19 @@ def test_a_folder_that_is_no_pack_is_refused_before_anything_is_trained(tmp_path
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("arguments", [["--epochs", "0"], ["--dataset", "cifar"], ["--attack", "fgsm"], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "0"],
+        ["--dataset", "cifar"],
+        ["--attack", "fgsm"],
+        ["--penalty", "undefended=3"],
+        ["--penalty", "double_backprop=-1"],
+        ["--penalty", "double_backprop=nan"],
+        ["--penalty", "double_backprop"],
+        [],
+    ],
+)
 def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--dataset", "digits", "--attack", "jsma", *arguments] if arguments else []
     with pytest.raises(SystemExit) as caught:
