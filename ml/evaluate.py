@@ -202,10 +202,10 @@ def draw(measured: Measured, shown: pictures.InputGradients, labels: Sequence[st
     }
     if (timed := measured.cost) is not None:
         functions["cost"] = lambda: figures.cost(timed, measured.models)
-    # The grids are nearly all noise: in few shades of grey they take half the room and look the same.
-    colors = {"tgsm-grids": 16, "input-gradients": 128}
+    shades = {"jsma": 24, "tgsm-grids": 12, "tgsm-path": 24}  # few for the grids, which are nearly all noise
+    colors = {"input-gradients": 120}
     return {
-        f"{name}.png": figures.png(function, colors.get(name, 48))
+        f"{name}.png": figures.png(function, colors.get(name, 56), shades.get(name, 0))
         for name, function in tqdm(functions.items(), desc="figures")
     }
 

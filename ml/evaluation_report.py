@@ -103,6 +103,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
         numbers=numbers,
         images={name: base64.b64encode(data).decode() for name, data in figures.items()},
         names=NAMES,
+        models=[name for name in NAMES if name in report["models"]],
         marks=MARKS,
         shown=shown,
         shown_interval=shown_interval,

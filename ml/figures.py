@@ -10,10 +10,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from PIL import Image
+from PIL import Image, ImageColor
 
 from ml import intervals
 from ml.cost import Cost
@@ -43,8 +44,10 @@ SHORT = {
     "entropy_regularized": "entropy-\npenalized",
     "adversarial_double_backprop": "adversarial +\ndouble b.",
 }
+ORIGINAL, FAILED = "#56b4e9", "#d55e00"  # frames of pictures
 WIDTH = 9.6  # inches
 _DPI = 112
+_MEANT = ("#ffffff", "#000000", *dict.fromkeys([color for color, _, _ in STYLES.values()]), ORIGINAL, FAILED)
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
@@ -64,14 +67,30 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def png(draw: Callable[[], Figure], colors: int = 48) -> bytes:
-    """The figure that `draw` makes, in the house style, as a PNG of so many colors: reports are kept in version
-    control, and noise compresses badly."""
+def png(draw: Callable[[], Figure], colors: int = 56, greys: int = 0) -> bytes:
+    """The figure that `draw` makes, in the house style, as a PNG of few colors: reports are kept in version
+    control, and noise compresses badly. Besides those with a meaning these are the `colors` that serve the figure
+    best or, where it is of pictures, so many shades of grey."""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
         raw = io.BytesIO()
         draw().savefig(raw, format="png", dpi=_DPI, metadata={"Software": None})
     with Image.open(raw) as image:
-        small = image.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
+        full = image.convert("RGB")
+    meant = [
+        ImageColor.getrgb(color)[:3] for color in _MEANT
+    ]  # no line may take the color of a band around it
+    if greys:
+        chosen = np.linspace(0, 255, greys).round().astype(int)[:, None].repeat(3, 1)
+    else:
+        best = full.quantize(colors, dither=Image.Dither.NONE).getpalette("RGB") or []
+        chosen = np.reshape(best, (-1, 3))
+    palette = np.concatenate([meant, chosen])  # (P, 3)
+    codes: npt.NDArray[np.int64] = np.asarray(full, dtype=np.int64) @ np.array([1 << 16, 1 << 8, 1])  # (H, W)
+    unique, where = np.unique(codes, return_inverse=True)  # (U,), (H, W)
+    found = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], 1)  # (U, 3)
+    distances = ((found[:, None] - palette) ** 2).sum(2)  # (U, P)
+    small = Image.fromarray(distances.argmin(1).astype(np.uint8)[where].reshape(codes.shape))
+    small.putpalette(palette.astype(np.uint8).tobytes())
     out = io.BytesIO()
     small.save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ml.evidence import NAMES
-from ml.figures import SHORT, WIDTH, cells
+from ml.figures import FAILED, ORIGINAL, SHORT, WIDTH, cells
 from ml.measurements import LABELS
 from ml.pictures import Examples, InputGradients, Path, Pixels
 
-_ORIGINAL, _FAILED = "#56b4e9", "#d55e00"
 _GAP = 0.06  # between pictures, as a share of one
 _GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
@@ -41,8 +40,8 @@ def tgsm_grids(paths: Mapping[str, Path], labels: Sequence[str]) -> Figure:
     legend.set_xlim(0, 10)
     legend.set_ylim(10, 0)
     for y, color, words in (
-        (4, _ORIGINAL, "the unmodified image"),
-        (5.2, _FAILED, "answered with another label\nthan the target"),
+        (4, ORIGINAL, "the unmodified image"),
+        (5.2, FAILED, "answered with another label\nthan the target"),
     ):
         legend.add_patch(Rectangle((0, y - 0.3), 0.6, 0.6, fill=False, edgecolor=color, lw=1.6))
         legend.text(1, y, words, va="center")
@@ -118,7 +117,7 @@ def _grid(ax: Axes, examples: Examples, rows: Sequence[int], labels: Sequence[st
         for column, picture in pictures.items():
             box = (column, column + size, row + size, row)
             ax.imshow(_grey(picture), extent=box, **_GREY)
-            color = _ORIGINAL if column == row else _FAILED if column in failed else None
+            color = ORIGINAL if column == row else FAILED if column in failed else None
             if color:
                 ax.add_patch(Rectangle((column, row), size, size, fill=False, edgecolor=color, lw=1.6))
     ax.set_xlim(-_GAP, len(labels))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from matplotlib.figure import Figure
+from PIL import Image, ImageColor
 
 from ml import checkpoints, evaluate, evaluation_json, evaluation_report, figures, train
 from ml.datasets import Dataset, DatasetError
@@ -198,7 +199,7 @@ def test_the_page_tells_each_claim_its_verdict_and_what_made_it(done: Run) -> No
 def test_the_same_checkpoints_give_the_same_report_but_for_times(
     done: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "png", lambda draw, colors=0: b"not drawn")
+    monkeypatch.setattr(figures, "png", lambda *how: b"not drawn")
     again = tmp_path / "letters"
     assert run(done.dataset, done.checkpoints, again, "--cost-repetitions", "0") == 0
     second = json.loads((again / "report.json").read_text())
@@ -217,6 +218,23 @@ def test_figures_have_the_same_bytes_each_time() -> None:
         return figures.png(lambda: figures.curves(measured.transfer, "fgsm", "mnist"))
 
     assert draw() == draw()
+
+
+@pytest.mark.parametrize("how", [{"colors": 8}, {"greys": 8}])
+def test_few_colors_leave_those_with_a_meaning(how: dict[str, int]) -> None:
+    def noisy() -> Figure:
+        figure = Figure(figsize=(3, 3))
+        ax = figure.subplots()
+        ax.imshow(np.random.default_rng(0).random((60, 60)), cmap="gray")
+        ax.plot([5, 6], [5, 6], color=figures.FAILED, lw=5)
+        return figure
+
+    with Image.open(io.BytesIO(figures.png(noisy, **how))) as image:
+        seen = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}
+        corner = image.convert("RGB").getpixel((0, 0))
+    assert corner == (255, 255, 255)
+    assert ImageColor.getrgb(figures.FAILED) in seen
+    assert len(seen) <= 8 + 12
 
 
 def test_figures_of_the_published_points_and_of_eight_models_can_be_drawn() -> None:
