@@ -120,6 +120,8 @@ def pick_device(name: str) -> torch.device:
         raise TrainingError("--device cuda: PyTorch finds no GPU here; use --device cpu or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    # TF32 would round what a CPU, asked again about the same PNG, does not.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 
