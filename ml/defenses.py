@@ -91,12 +91,9 @@ def adversarial_training(
     Epsilon is in normalized units; examples stay in the range of the training images.
     """
 
-    def predicted_loss(x: Tensor) -> tuple[Tensor, tuple[Tensor, Statistics]]:
-        logits, statistics = network.on_batch(x, keep)
-        predicted = F.one_hot(logits.detach().argmax(1), targets.shape[1]).to(logits.dtype)
-        return cross_entropy(logits, predicted), (logits, statistics)
-
-    gradient, (logits, statistics) = torch.func.grad(predicted_loss, has_aux=True)(x)
+    logits, statistics, pullback = network.with_pullback(x, keep)
+    predicted = F.one_hot(logits.detach().argmax(1), targets.shape[1]).to(logits.dtype)
+    gradient = pullback(torch.func.grad(cross_entropy)(logits, predicted))
     examples = (x + epsilon * gradient.sign()).clamp(network.low, network.high).detach()
     if penalty:
         clean, logits, statistics = double_backprop(network, x, targets, keep, penalty=penalty)
@@ -117,11 +114,8 @@ def _gradient_l2(
     """sum(v^2) / 2 of the input gradient v of loss(logits), with logits and statistics of the one forward pass
     that it comes from: the same dropout mask and batch statistics."""
 
-    def of_input(x: Tensor) -> tuple[Tensor, tuple[Tensor, Statistics]]:
-        logits, statistics = network.on_batch(x, keep)
-        return loss(logits), (logits, statistics)
-
-    gradient, (logits, statistics) = torch.func.grad(of_input, has_aux=True)(x)
+    logits, statistics, pullback = network.with_pullback(x, keep)
+    gradient = pullback(torch.func.grad(loss)(logits))
     return gradient.square().sum() / 2, logits, statistics
 
 

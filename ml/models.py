@@ -1,12 +1,21 @@
 """The network of the study: two convolutions and two dense layers, with batch norm (Ross and Doshi-Velez, 2018)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml import distributed
+from ml.input_gradient import (
+    Pullback,
+    convolution,
+    convolution_by_corners,
+    corners_apart,
+    normalized,
+    signs,
+)
 
 # What one batch says of the running averages, in the order of `Network.averages`.
 Statistics = list[Tensor]
@@ -21,11 +30,8 @@ _LEAST_DEVIATION = 1e-4  # of pixels, below which contrast is not stretched any 
 
 
 class BatchNorm(nn.Module):
-    """Batch norm over dimension 1 of (N, C) or (N, C, H, W).
-
-    In training it is written out as elementary operations: `torch.compile` fuses them, and differentiates
-    them twice for less than PyTorch's own double backward of its fused batch norm costs.
-    """
+    """Parameters and running averages of batch norm over dimension 1 of (N, C) or (N, C, H, W); `ml.input_gradient`
+    has it as training needs it."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -44,15 +50,6 @@ class BatchNorm(nn.Module):
         return layer.weight * scale.view(
             -1, *[1] * (layer.weight.ndim - 1)
         ), self.bias - self.running_mean * scale
-
-    def of_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Normalizes by the batch's own mean and variance (C,), and returns these as well."""
-        dims = [0, *range(2, x.ndim)]
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        mean = distributed.average(x.mean(dims, keepdim=True))
-        variance = distributed.average((x - mean).square().mean(dims, keepdim=True))
-        scale = torch.rsqrt(variance + self.epsilon) * self.weight.view(shape)
-        return (x - mean) * scale + self.bias.view(shape), (mean.flatten(), variance.flatten())
 
 
 class LocalContrast(nn.Module):
@@ -100,8 +97,8 @@ class Network(nn.Module):
     """Pixels, float32 (N, C, H, W) in [0, 1], to logits (N, K).
 
     Calling it evaluates it: running averages, no dropout. `on_batch` is the same network as training needs
-    it, a pure function that returns the batch's statistics rather than storing them, so that it can stand
-    inside `torch.func.grad`.
+    it, a pure function that returns the batch's statistics rather than storing them; `with_pullback` also returns
+    what defenses take input gradients with.
 
     With `contrast_normalized` (SVHN) every image is first brought to mean 0 and sample standard deviation 1
     (`normalize`) and then locally contrast-normalized. Epsilons and gradient penalties are in the units after
@@ -162,17 +159,49 @@ class Network(nn.Module):
     def on_batch(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Statistics]:
         """Logits (N, K) and batch statistics in training, of `normalize`d images x (N, C, H, W); `keep` (N, 1024)
         is a dropout mask (see below)."""
+        logits, statistics, _ = self.with_pullback(x, keep)
+        return logits, statistics
+
+    def with_pullback(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Statistics, Pullback]:
+        """What `on_batch` returns, and the map from a gradient by the logits (N, K) to that by x (N, C, H, W),
+        which can be differentiated once more, by weights and gradient."""
         statistics: Statistics = []
+        pullbacks: list[Pullback] = []
         if self.local_contrast is not None:
-            x, deviation = self.local_contrast.of_batch(x)
+            of_batch: Any = torch.func.vjp(self.local_contrast.of_batch, x, has_aux=True)
+            x, of_contrast, deviation = of_batch
+            pullbacks.append(lambda g: of_contrast(g)[0])
             statistics.append(deviation)
 
-        def normalized(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
-            x, of_batch = norm.of_batch(layer(x))
-            statistics.extend(of_batch)
+        def norm(x: Tensor, norm: BatchNorm, pooled: tuple[int, ...] = ()) -> Tensor:
+            x, pullback, moments = normalized(x, norm, pooled)
+            pullbacks.append(pullback)
+            statistics.extend(moments)
             return x
 
-        return self._layers(x, normalized, keep), statistics
+        x, of_corners = convolution_by_corners(x, self.conv1.weight * signs(self.norm1).view(-1, 1, 1, 1))
+        pullbacks.append(of_corners)
+        x = norm(x, self.norm1, pooled=(3, 4)).squeeze((3, 4))  # (N, H/2, W/2, 32)
+
+        x, of_pixels = convolution(x, self.conv2.weight * signs(self.norm2).view(-1, 1, 1, 1))
+        shape = x.shape
+        pullbacks += [of_pixels, lambda g: g.view(shape)]
+        x = norm(corners_apart(x), self.norm2, pooled=(2, 4)).flatten(1)  # (N, H/4 * W/4 * 64)
+
+        # Its weights have channels before places.
+        dense1 = self.dense1.weight.view(self.hidden, 64, -1).mT.flatten(1)  # (1024, H/4 * W/4 * 64)
+        pullbacks.append(lambda g: g @ dense1)
+        x = norm(F.linear(x, dense1), self.norm3) * keep  # (N, 1024)
+
+        pullbacks.append(lambda g: g @ self.dense2.weight * keep)
+        logits: Tensor = self.dense2(x)  # (N, K)
+
+        def pullback(g: Tensor) -> Tensor:
+            for layer in reversed(pullbacks):
+                g = layer(g)
+            return g
+
+        return logits, statistics, pullback
 
     def dropout_mask(self, n: int, generator: torch.Generator) -> Tensor:
         """(N, 1024) on the CPU: 0 where a unit is dropped, else 1 / (1 - rate)."""

@@ -1,12 +1,14 @@
 """The network and its objectives against PyTorch's own modules and plain double backprop."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ml import defenses
-from ml.models import Network
+from ml.models import LocalContrast, Network
 
 
 def batch(n: int = 16) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,9 +29,20 @@ class Dropout(nn.Module):
         return x * self.keep
 
 
-def network_and_oracle(keep: Tensor) -> tuple[Network, nn.Sequential]:
+class Contrast(nn.Module):
+    """Local contrast normalization by the batch's mean deviation, in front of the oracle's first layer."""
+
+    def __init__(self, layer: LocalContrast) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer.of_batch(x)[0]
+
+
+def network_and_oracle(keep: Tensor, contrast_normalized: bool = False) -> tuple[Network, nn.Sequential]:
     """Our network, and the same one from PyTorch's layers in the order of the paper, with the same weights."""
-    ours = Network((1, 12, 12), 10)
+    ours = Network((1, 12, 12), 10, contrast_normalized)
     ours.initialize(torch.Generator().manual_seed(9))
     generator = torch.Generator().manual_seed(11)
     for norm in (ours.norm1, ours.norm2, ours.norm3):
@@ -44,6 +57,8 @@ def network_and_oracle(keep: Tensor) -> tuple[Network, nn.Sequential]:
     with torch.no_grad():
         for mine, theirs in zip(parameters(ours), oracle.parameters(), strict=True):
             theirs.copy_(mine)
+    if ours.local_contrast is not None:
+        oracle.insert(0, Contrast(ours.local_contrast))
     return ours.double(), oracle.double()
 
 
@@ -74,19 +89,80 @@ def test_plain_training_is_that_of_the_same_network_from_pytorch_layers(temperat
     assert_same_gradients(loss, network, expected, oracle)
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 1000.0])
-def test_the_gradient_penalty_is_that_of_plain_double_backprop(penalty: float) -> None:
-    x, targets, keep = batch()
-    network, oracle = network_and_oracle(keep)
-    loss, _, _ = defenses.uniform_gradient_penalty(network, x, targets, keep, penalty=penalty)
-
-    pixels = x.clone().requires_grad_()
-    logits = oracle(pixels)
-    uniform = F.cross_entropy(logits, torch.full_like(targets, 0.1))
-    (gradient,) = torch.autograd.grad(uniform, pixels, create_graph=True)
-    expected = F.cross_entropy(logits, targets) + penalty * gradient.square().sum() / 2
+def gradient_l2(loss: Tensor, x: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     assert gradient.abs().max() > 0
-    assert_same_gradients(loss, network, expected, oracle)
+    return gradient.square().sum() / 2
+
+
+def entropy(logits: Tensor) -> Tensor:
+    distribution = torch.distributions.Categorical(logits=logits)
+    mean: Tensor = distribution.entropy().mean()  # type: ignore[no-untyped-call]
+    return mean
+
+
+# Each objective's settings, and what is to be the loss of a network of PyTorch's own layers on x.
+Expected = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def uniform(penalty: float) -> Expected:
+    def expected(oracle: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        logits = oracle(x)
+        against_uniform = F.cross_entropy(logits, torch.full_like(targets, 0.1))
+        return F.cross_entropy(logits, targets) + penalty * gradient_l2(against_uniform, x)
+
+    return expected
+
+
+def true_label(penalty: float, temperature: float = 1.0) -> Expected:
+    def expected(oracle: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        loss = F.cross_entropy(oracle(x) / temperature, targets)
+        return loss + penalty * gradient_l2(loss, x)
+
+    return expected
+
+
+def of_entropy(penalty: float) -> Expected:
+    def expected(oracle: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        logits = oracle(x)
+        return F.cross_entropy(logits, targets) + penalty * gradient_l2(entropy(logits), x)
+
+    return expected
+
+
+def adversarial(epsilon: float, penalty: float = 0.0) -> Expected:
+    def expected(oracle: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+        logits = oracle(x)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(1)), x)
+        examples = torch.clamp(x + epsilon * gradient.sign(), 0, 1).detach()
+        clean = true_label(penalty)(oracle, x, targets) if penalty else F.cross_entropy(oracle(x), targets)
+        return (clean + F.cross_entropy(oracle(examples), targets)) / 2
+
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "expected"),
+    [
+        (defenses.uniform_gradient_penalty, {"penalty": 0.0}, uniform(0.0)),
+        (defenses.uniform_gradient_penalty, {"penalty": 1000.0}, uniform(1000.0)),
+        (defenses.double_backprop, {"penalty": 1000.0}, true_label(1000.0)),
+        (defenses.double_backprop, {"penalty": 1e5, "temperature": 50.0}, true_label(1e5, 50.0)),
+        (defenses.entropy_gradient_penalty, {"penalty": 1000.0}, of_entropy(1000.0)),
+        (defenses.adversarial_training, {"epsilon": 0.3}, adversarial(0.3)),
+        (defenses.adversarial_training, {"epsilon": 0.3, "penalty": 1000.0}, adversarial(0.3, 1000.0)),
+    ],
+)
+@pytest.mark.parametrize("contrast_normalized", [False, True])
+def test_an_objective_is_that_of_plain_double_backprop(
+    objective: defenses.Objective, settings: dict[str, float], expected: Expected, contrast_normalized: bool
+) -> None:
+    x, targets, keep = batch()
+    # Flat patches, as MNIST's background: all four pixels of a block are the maximum, and the first one counts.
+    x[:, :, :6] = 0
+    network, oracle = network_and_oracle(keep, contrast_normalized)
+    loss, _, _ = objective(network, x, targets, keep, **settings)
+    assert_same_gradients(loss, network, expected(oracle, x.clone().requires_grad_(), targets), oracle)
 
 
 def test_the_running_averages_are_those_of_pytorch_but_for_its_unbiased_variance() -> None:
