@@ -35,6 +35,7 @@ from ml.checkpoints import Trained
 from ml.datasets import DATASETS, Dataset, DatasetError, load
 from ml.defenses import COMBINATIONS
 from ml.evidence import FIVE, Measured
+from ml.measurements import Bools
 from ml.models import Network
 
 JSMA_MODELS = ("distilled", "gradient_regularized")
@@ -115,14 +116,8 @@ def evaluate(
     }
     started = time.monotonic()
     networks = {name: model.network for name, model in models.items()}
-    measured = measure(dataset, networks, options, schedule, device)
-    for name, model in models.items():
-        accuracy = float(measured.clean[name].mean())
-        if abs(accuracy - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
-            raise EvaluateError(
-                f"{model.checkpoint}: {name} has an accuracy of {accuracy:.4f} where the checkpoint says "
-                f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
-            )
+    clean = {name: right_answers(model, dataset) for name, model in models.items()}
+    measured = measure(dataset, networks, clean, options, schedule, device)
     drawn = draw(measured, pictures.input_gradients(networks, dataset, device), dataset.labels)
     report = {
         "dataset": {
@@ -154,9 +149,21 @@ def evaluate(
     return rounded
 
 
+def right_answers(model: Trained, dataset: Dataset) -> Bools:
+    """(T,), whether the model is right about each test image; EvaluateError if it is no longer what was trained."""
+    right: Bools = train.predict(model.network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
+    if abs(float(right.mean()) - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
+        raise EvaluateError(
+            f"{model.checkpoint}: an accuracy of {right.mean():.4f} where the checkpoint says "
+            f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
+        )
+    return right
+
+
 def measure(
     dataset: Dataset,
     networks: Mapping[str, Network],
+    clean: Mapping[str, Bools],
     options: Options,
     schedule: train.Schedule,
     device: torch.device,
@@ -169,10 +176,7 @@ def measure(
     return Measured(
         dataset=dataset.name,
         models=tuple(networks),
-        clean={
-            name: train.predict(network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
-            for name, network in networks.items()
-        },
+        clean=clean,
         transfer=transfer,
         gradients=measurements.gradients(networks, of),
         jsma={

@@ -88,7 +88,9 @@ def png(draw: Callable[[], Figure], colors: int = 56, greys: int = 0) -> bytes:
     codes: npt.NDArray[np.int64] = np.asarray(full, dtype=np.int64) @ np.array([1 << 16, 1 << 8, 1])  # (H, W)
     unique, where = np.unique(codes, return_inverse=True)  # (U,), (H, W)
     found = np.stack([unique >> 16, unique >> 8 & 255, unique & 255], 1)  # (U, 3)
-    distances = ((found[:, None] - palette) ** 2).sum(2)  # (U, P)
+    distances = (palette**2.0).sum(
+        1
+    ) - 2.0 * found @ palette.T  # (U, P), squared, but for each color's own square
     small = Image.fromarray(distances.argmin(1).astype(np.uint8)[where].reshape(codes.shape))
     small.putpalette(palette.astype(np.uint8).tobytes())
     out = io.BytesIO()

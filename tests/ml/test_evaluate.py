@@ -41,6 +41,7 @@ class Run:
 def run(dataset: Dataset, folder: Path, out: Path, *more: str) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "load", lambda name, data_dir: dataset)
+        patch.setattr(figures, "_DPI", 50)  # enough to see that they are drawn
         return evaluate.main([*ARGUMENTS, "--checkpoints", str(folder), "--out", str(out), *more])
 
 
@@ -51,8 +52,8 @@ def letters(small_digits: Dataset) -> Dataset:
     return dataclasses.replace(
         small_digits,
         labels=tuple("ABCDEFG"),
-        train_images=small_digits.train_images[train_set][:448],
-        train_labels=small_digits.train_labels[train_set][:448],
+        train_images=small_digits.train_images[train_set][:256],
+        train_labels=small_digits.train_labels[train_set][:256],
         test_images=small_digits.test_images[test_set][:90],
         test_labels=small_digits.test_labels[test_set][:90],
         note="A part of the letters: 90 <of> 900.",
@@ -117,20 +118,17 @@ def test_the_json_has_the_other_measurements(done: Run) -> None:
     assert report["published"] == []
 
 
-def test_every_figure_is_a_small_png_that_json_and_page_name(done: Run) -> None:
+def test_every_figure_is_a_png_that_json_and_page_name(done: Run) -> None:
     names = [record["file"] for record in done.report["figures"]]
     assert len(names) == len(set(names)) == 11
     assert {path.name for path in done.out.iterdir()} == {*names, "report.json", "report.html"}
-    total = 0
     for record in done.report["figures"]:
         data = (done.out / record["file"]).read_bytes()
-        total += len(data)
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            assert image.width > 900
+            assert image.width == 480
         assert base64.b64encode(data).decode() in done.page
         assert all(record[key] for key in ("title", "caption", "published"))
-    assert total < 700_000
     for claim in done.report["claims"]:
         assert set(claim["figures"]) <= set(names)
 
@@ -211,15 +209,6 @@ def test_the_same_checkpoints_give_the_same_report_but_for_times(
     assert second == first
 
 
-def test_figures_have_the_same_bytes_each_time() -> None:
-    measured = Story(n=50).build()
-
-    def draw() -> bytes:
-        return figures.png(lambda: figures.curves(measured.transfer, "fgsm", "mnist"))
-
-    assert draw() == draw()
-
-
 @pytest.mark.parametrize("how", [{"colors": 8}, {"greys": 8}])
 def test_few_colors_leave_those_with_a_meaning(how: dict[str, int]) -> None:
     def noisy() -> Figure:
@@ -237,7 +226,10 @@ def test_few_colors_leave_those_with_a_meaning(how: dict[str, int]) -> None:
     assert len(seen) <= 8 + 12
 
 
-def test_figures_of_the_published_points_and_of_eight_models_can_be_drawn() -> None:
+def test_figures_of_the_published_points_and_of_eight_models_can_be_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(figures, "_DPI", 50)
     measured = Story(models=ALL, n=50).build()
     assert measured.cost is not None
     cost = measured.cost
@@ -246,7 +238,9 @@ def test_figures_of_the_published_points_and_of_eight_models_can_be_drawn() -> N
         lambda: figures.cost(cost, measured.models),
         lambda: figures.log_probabilities(measured.gradients),
     ):
-        assert figures.png(function).startswith(b"\x89PNG")
+        drawn = figures.png(function)
+        assert drawn.startswith(b"\x89PNG")
+        assert drawn == figures.png(function)  # the same bytes each time
 
 
 def story_report() -> dict[str, Any]:
@@ -356,6 +350,7 @@ def test_a_damaged_checkpoint_is_found_out_and_the_report_kept(
         return dataclasses.replace(model, clean_accuracy=0.01) if name == "distilled" else model
 
     monkeypatch.setattr(train, "obtain", wrong)
+    monkeypatch.setattr(evaluate, "measure", lambda *how: pytest.fail("measured"))
     status = run(done.dataset, done.checkpoints, done.out, "--cost-repetitions", "0")
     assert "distilled" in fails(capsys, status)
     assert {path.name: path.read_bytes() for path in done.out.iterdir()} == before
@@ -411,7 +406,8 @@ def test_transfer_needs_no_gradients_kept(done: Run) -> None:
     options = evaluate.Options(images=10, cost_repetitions=0)
     networks = dict.fromkeys(("undefended", "distilled", "gradient_regularized"), model.network)
     schedule = train.schedule_for("digits")
-    evaluate.measure(done.dataset, networks, options, schedule, torch.device("cpu"))
+    clean = {name: np.ones(90, dtype=bool) for name in networks}
+    evaluate.measure(done.dataset, networks, clean, options, schedule, torch.device("cpu"))
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert all(parameter.grad is None for parameter in model.network.parameters())
