@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sqlalchemy import Row, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Row, bindparam, select
+from sqlalchemy.orm import Session, joinedload
 
 from app import definition as definitions
 from app.definition import Definition
@@ -131,38 +131,48 @@ class SessionView:
         return [t for t in self.trials if t.judging_order is not None and not t.judged]
 
 
+# Put together once, as each answer asks them: putting them together took as long as asking.
+_PARTICIPANT = (
+    select(Participant)
+    .options(joinedload(Participant.study, innerjoin=True))
+    .where(Participant.token == bindparam("token"))
+)
+_LOCKED = _PARTICIPANT.with_for_update(of=Participant)
+_TRIALS = (
+    select(
+        Trial.id,
+        Trial.position,
+        Trial.kind,
+        Trial.sha256,
+        Response.trial_id,
+        Judgment.trial_id,
+        Trial.judging_order,
+        Stimulus.prediction,
+    )
+    .outerjoin(Response, Response.trial_id == Trial.id)
+    .outerjoin(Judgment, Judgment.trial_id == Trial.id)
+    .outerjoin(Stimulus, Stimulus.id == Trial.stimulus_id)
+    .where(Trial.participant_id == bindparam("participant"))
+    .order_by(Trial.position)
+)
+_LABELS = (
+    select(Pack.labels)
+    .join(StudyPack, StudyPack.pack_id == Pack.id)
+    .where(StudyPack.study_id == bindparam("study"))
+)
+
+
 def view(session: Session, token: str, lock: bool = False) -> SessionView:
     """Where the participant with this token is. `lock` holds the row until the transaction ends."""
-    query = select(Participant).where(Participant.token == token)
-    participant = session.scalar(query.with_for_update() if lock else query)
+    participant = session.scalar(_LOCKED if lock else _PARTICIPANT, {"token": token})
     if participant is None:
         raise Refusal(404, N_("This link belongs to no session; please use the link you were given, whole."))
     study = participant.study
     definition = definitions.of(study)
-    rows = session.execute(
-        select(
-            Trial.id,
-            Trial.position,
-            Trial.kind,
-            Trial.sha256,
-            Response.trial_id,
-            Judgment.trial_id,
-            Trial.judging_order,
-            Stimulus.prediction,
-        )
-        .outerjoin(Response, Response.trial_id == Trial.id)
-        .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-        .outerjoin(Stimulus, Stimulus.id == Trial.stimulus_id)
-        .where(Trial.participant_id == participant.id)
-        .order_by(Trial.position)
-    ).all()
+    rows = session.execute(_TRIALS, {"participant": participant.id}).all()
     labelling_over = all(row[4] is not None for row in rows)
     trials = [_trial_view(row, labelling_over) for row in rows]
-    labels = session.scalar(
-        select(Pack.labels)
-        .join(StudyPack, StudyPack.pack_id == Pack.id)
-        .where(StudyPack.study_id == study.id)
-    )
+    labels = session.scalar(_LABELS, {"study": study.id})
     return SessionView(participant, study, definition, labels or [], trials, _state(participant, trials))
 
 

@@ -14,7 +14,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import brentq
+import scipy
 from scipy.special import expit, logit
 from tqdm import tqdm
 
@@ -82,7 +82,9 @@ def intercept(rate: float, sd: float) -> float:
         return center
     # Within 12 standard deviations, and one logit further, all of the grid lies on one side of the rate.
     reach = 12 * sd + 1
-    found: float = brentq(lambda b: average(b, sd) - rate, center - reach, center + reach, xtol=1e-13)
+    found: float = scipy.optimize.brentq(
+        lambda b: average(b, sd) - rate, center - reach, center + reach, xtol=1e-13
+    )
     return found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats as distributions
+import scipy
 from tqdm import tqdm
 
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE
@@ -119,7 +119,7 @@ def new_images_p(answers: Bools, images: Ints, shown: Bools) -> Floats:
         df = np.minimum(clusters[0], clusters[1]) - 1
         rates = successes / total
         t = np.abs(rates[:, 0] - rates[:, 1]) / np.sqrt(variance)
-        p = 2 * distributions.t.sf(t, np.maximum(df, 1))
+        p = 2 * scipy.stats.t.sf(t, np.maximum(df, 1))
     return np.where((df >= 1) & (variance > 0), p, np.nan)
 
 

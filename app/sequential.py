@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 from scipy.special import ndtr, ndtri, roots_legendre
 
 from app.stats import Floats
@@ -49,7 +49,9 @@ def _boundaries(times: tuple[float, ...], alpha: float) -> tuple[float, ...]:
     lowest, highest = -float(ndtri(alpha / 2)), -float(ndtri(alpha / 4))
     # A little wider, as rounding can put C on the edge where the looks nearly coincide or the first is very early.
     bracket = 0.999 * lowest, 1.001 * highest
-    c = brentq(lambda c: crossing_probability(c, times) - alpha, *bracket, xtol=1e-13, rtol=1e-13)
+    c = scipy.optimize.brentq(
+        lambda c: crossing_probability(c, times) - alpha, *bracket, xtol=1e-13, rtol=1e-13
+    )
     return tuple(2 * float(ndtr(-c / math.sqrt(t))) for t in times)
 
 

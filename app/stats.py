@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import scipy  # imports its parts when they are first used; `stats` takes a second
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -137,7 +137,7 @@ def rate(sample: Sample, level: float = 0.95) -> Rate:
     deff = 1.0
     if 0 < successes < total:
         df = min(two_way.participants, two_way.images) - 1
-        few = stats.t.ppf((1 - level) / 2, df) / stats.norm.ppf((1 - level) / 2) if df else 1.0
+        few = scipy.stats.t.ppf((1 - level) / 2, df) / scipy.stats.norm.ppf((1 - level) / 2) if df else 1.0
         deff = max(1.0, two_way.variance * total / (p * (1 - p)) * float(few) ** 2)
     low, high = _wilson(p, total / deff, level)
     return Rate(successes, total, p, low, high, deff, _left_out(two_way))
@@ -198,7 +198,7 @@ def mean_difference(differences: Sequence[Fraction], level: float = 0.95) -> tup
             None, None, "All participants have the same difference, so its spread is unknown."
         )
     se = math.sqrt(Fraction(spread, n**2 * (n - 1) * denominator**2))
-    half = -float(stats.t.ppf((1 - level) / 2, n - 1)) * se
+    half = -float(scipy.stats.t.ppf((1 - level) / 2, n - 1)) * se
     return mean, Interval(mean - half, mean + half)
 
 
@@ -234,7 +234,7 @@ def new_images_test(a: Sample, b: Sample) -> NewImages:
             None, difference, None, df, "The answers show no spread between clusters to judge it by."
         )
     se = math.sqrt(two_way.variance)
-    p = 2 * float(stats.t.sf(abs(difference) / se, df))
+    p = 2 * float(scipy.stats.t.sf(abs(difference) / se, df))
     return NewImages(_probability(p), difference, se, df, None)
 
 
@@ -249,7 +249,7 @@ def fisher(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
     if n_a == 0 or n_b == 0:
         return None
     table = np.array([[count_a, n_a - count_a], [count_b, n_b - count_b]])
-    return _probability(float(stats.fisher_exact(table).pvalue))
+    return _probability(float(scipy.stats.fisher_exact(table).pvalue))
 
 
 def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
@@ -265,7 +265,7 @@ def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
         return None
     # In integers up to the root, so that equal rates give exactly 1.
     squared = Fraction((count_a * n_b - count_b * n_a) ** 2 * n, n_a * n_b * successes * (n - successes))
-    return _probability(2 * float(stats.norm.sf(math.sqrt(squared))))
+    return _probability(2 * float(scipy.stats.norm.sf(math.sqrt(squared))))
 
 
 @lru_cache(maxsize=4096)
@@ -279,8 +279,8 @@ def exact_interval(count: int, n: int, level: float = 0.95) -> tuple[float, floa
     if not (0 <= count <= n and n > 0):
         raise ValueError("a count must lie between 0 and its n")
     tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
-    high = float(stats.beta.isf(tail, count + 1, n - count)) if count < n else 1.0
+    low = float(scipy.stats.beta.ppf(tail, count, n - count + 1)) if count else 0.0
+    high = float(scipy.stats.beta.isf(tail, count + 1, n - count)) if count < n else 1.0
     return low, high
 
 
@@ -373,7 +373,7 @@ def _left_out(two_way: _TwoWay) -> str | None:
 
 
 def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
-    z = -float(stats.norm.ppf((1 - level) / 2))  # the lower tail, as (1 + level) / 2 can round to 1
+    z = -float(scipy.stats.norm.ppf((1 - level) / 2))  # the lower tail, as (1 + level) / 2 can round to 1
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # Rounding must not put a bound outside [0, 1] or past the rate, nor keep a rate of 0 or 1 off its bound.
