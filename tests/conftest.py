@@ -1,6 +1,7 @@
-"""What holds for all tests: nothing is timed, and the cores are shared fairly."""
+"""What holds for all tests: nothing is timed, the cores are shared fairly, and no test waits for a disk."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ settings.load_profile("untimed")
 # Each of pytest-xdist's workers computes on its own share of the cores; set before torch is imported.
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
+
+# The app has every answer on the disk before it says so; what tests store need not survive a power cut, only the
+# processes that they kill. They need some hundred MiB.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**31:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -126,13 +126,14 @@ class Player:
         most: int = 1000,
     ) -> None:
         """Answer until that state, or `most` answers; `choose` gives a trial's answer over a plain default."""
-        while most and (here := self.session())["state"] not in (until, "finished"):
+        here = self.session()
+        while most and here["state"] not in (until, "finished"):
             if here["state"] == "commenting":
                 assert (
                     self.client.post(f"{self.base}/comments", json={"text": "All alike."}).status_code == 200
                 )
                 assert self.client.post(f"{self.base}/finish").status_code == 200
-                continue
+                return
             trial = here["trials"][here["next_position"] - 1] | {"state": here["state"]}
             if here["state"] == "labelling":
                 labels = here["labels"]
@@ -143,6 +144,9 @@ class Player:
                 reply = self.put(trial["position"], "plausibility", **({"plausible": True} | choose(trial)))
             assert reply.status_code == 200, reply.text
             most -= 1
+            # A part has ended where no position follows: what is shown in the next one has to be read.
+            following = reply.json()["next_position"]
+            here = self.session() if following is None else here | {"next_position": following}
 
 
 def begin(client: httpx2.Client, study: str = "test", **external: str) -> Player:

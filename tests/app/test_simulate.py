@@ -8,7 +8,7 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -45,9 +45,32 @@ from app.progress import monitor
 from app.settings import Settings
 from app.simulate import Outbox, SimulationError
 from ml.pack import Pack, Stimulus
-from tests.app.conftest import STUDY, Server, free_port, serving
+from tests.app.conftest import STUDY, Server, free_port, installation, serving
 from tests.app.test_cli import app
 from tests.packs import make_pack
+
+STUDIES = {  # of one server; each test has participants of its own
+    "test": STUDY,
+    "one": STUDY,
+    "twin": STUDY,
+    "other": STUDY,
+    "refused": STUDY,
+    # With control images, and with all rules for exclusion.
+    "strict": re.sub(
+        r"(?<=\[exclusions\]\n).*\n.*",
+        "min_median_label_rt_ms = 400\nmax_same_label_share = 0.8\nmin_controls_right = 2",
+        STUDY.replace("practice = 2", "practice = 2\ncontrols = 2"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Iterator[Server]:
+    settings = installation(tmp_path_factory.mktemp("simulate"), pack)
+    for name, study in STUDIES.items():
+        (settings.studies / f"{name}.toml").write_text(study)
+    with serving(settings) as server:
+        yield server
 
 
 def play(server: Server, pack: Pack, participants: int, seed: int, *options: str, study: str = "test") -> str:
@@ -132,37 +155,20 @@ def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
     assert real["participants"]["started"] == real["responses"] == 0, "never mixed with real ones"
 
 
-@pytest.fixture
-def twins(settings: Settings) -> None:
-    """Two more studies of the same content, each with participants of its own."""
-    for name in ("twin", "other"):
-        (settings.studies / f"{name}.toml").write_text(STUDY)
-
-
-@pytest.mark.usefixtures("twins")
-def test_a_seed_repeats_its_answers(settings: Settings, request: pytest.FixtureRequest, pack: Pack) -> None:
-    server: Server = request.getfixturevalue("server")  # started once the studies are there
+def test_a_seed_repeats_its_answers(server: Server, pack: Pack) -> None:
     differ = ("--sd-participant", "1", "--sd-image", "1", "--sd-pair-model", "1", "--rt-median-ms", "1500")
-    play(server, pack, 2, 5, *differ)
+    play(server, pack, 2, 5, *differ, study="one")
     play(server, pack, 2, 5, *differ, study="twin")
-    first = answers(settings, "test")
+    first = answers(server.settings, "one")
     assert len(first) == 2 * 32
     assert len({row[3] for row in first}) > 5, "all kinds of labels"
-    assert answers(settings, "twin") == first
-    play(server, pack, 1, 5, *differ)
-    both = answers(settings, "test")
+    assert answers(server.settings, "twin") == first
+    play(server, pack, 1, 5, *differ, study="one")
+    both = answers(server.settings, "one")
     assert both[: len(first)] == first, "a second run with the same seed adds, it changes nothing"
     assert len(both) == 3 * 32
     play(server, pack, 1, 6, *differ, study="other")
-    assert answers(settings, "other") != first[:32]
-
-
-@pytest.fixture
-def strict(settings: Settings) -> None:
-    """The study with control images, and with all rules for exclusion."""
-    rules = "min_median_label_rt_ms = 400\nmax_same_label_share = 0.8\nmin_controls_right = 2"
-    study = re.sub(r"(?<=\[exclusions\]\n).*\n.*", rules, STUDY)
-    (settings.studies / "test.toml").write_text(study.replace("practice = 2", "practice = 2\ncontrols = 2"))
+    assert answers(server.settings, "other") != first[:32]
 
 
 RULES = {
@@ -172,13 +178,9 @@ RULES = {
 }
 
 
-@pytest.mark.usefixtures("strict")
-def test_dropouts_stay_unfinished_and_the_rules_catch_the_bad(
-    settings: Settings, request: pytest.FixtureRequest, pack: Pack
-) -> None:
-    server: Server = request.getfixturevalue("server")
+def test_dropouts_stay_unfinished_and_the_rules_catch_the_bad(server: Server, pack: Pack) -> None:
     people, seed = 14, 4
-    said = play(server, pack, people, seed, "--dropout", "0.3", "--bad", "0.5")
+    said = play(server, pack, people, seed, "--dropout", "0.3", "--bad", "0.5", study="strict")
     crowd = Crowd(dropout=0.3, bad=0.5)
     habits = [crowd.draw(random.Random(f"{seed}/{i}/habits")) for i in range(people)]
     kinds = Counter(h.kind for h in habits)
@@ -188,16 +190,17 @@ def test_dropouts_stay_unfinished_and_the_rules_catch_the_bad(
     )
     assert 2 <= sum(left) < people / 2
     assert said == (
-        f"{people - sum(left)} simulated participants finished test, {sum(left)} dropped out\n"
+        f"{people - sum(left)} simulated participants finished strict, {sum(left)} dropped out\n"
         f"Not in earnest: {kinds['one key']} one key, {kinds['random keys']} random keys, "
         f"{kinds['too fast']} too fast\n"
     )
-    database = Database(settings.database_url)
+    database = Database(server.settings.database_url)
     with database.read() as session:
-        study = definitions.active(session, "test")
+        study = definitions.active(session, "strict")
         assert study is not None
         rows = monitor(session, study, definitions.of(study), "simulated").rows
-        remarks = [c for c in session.scalars(select(Comment.text)) if c]
+        said_at_the_end = select(Comment.text).join(Participant, Participant.id == Comment.participant_id)
+        remarks = [c for c in session.scalars(said_at_the_end.where(Participant.study_id == study.id)) if c]
     database.close()
     assert len(rows) == people
     for row, habit, gone in zip(rows, habits, left, strict=True):
@@ -215,9 +218,7 @@ def test_dropouts_stay_unfinished_and_the_rules_catch_the_bad(
     assert len(set(remarks)) > len(remarks) / 2
 
 
-def test_a_study_of_two_packs(
-    settings: Settings, request: pytest.FixtureRequest, pack: Pack, tmp_path: Path
-) -> None:
+def test_a_study_of_two_packs(settings: Settings, pack: Pack, tmp_path: Path) -> None:
     stimuli = tmp_path / "both"
     other = make_pack(stimuli / "other-pack", name="other-pack", seed=1)
     shutil.copytree(pack.directory, stimuli / "test-pack")
@@ -237,9 +238,9 @@ def test_a_study_of_two_packs(
     assert all(shown)
 
 
-def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(server: Server, pack: Pack, tmp_path: Path) -> None:
     other = make_pack(tmp_path / "elsewhere" / "test-pack", seed=1)
-    here = ["--url", server.url, "--study", "test", "--participants", "2"]
+    here = ["--url", server.url, "--study", "refused", "--participants", "2"]
     for arguments, complaint in (
         (["--fooled", "undefended=1.5"], "'undefended=1.5' is not MODEL=RATE with a rate from 0 to 1"),
         (["--reasonable", "undefended=x"], "is not MODEL=RATE"),
@@ -264,7 +265,7 @@ def test_bad_input_is_one_line(server: Server, pack: Pack, settings: Settings, t
         (["--url", "nonsense"], "is it running?"),
     ):
         packs = () if "--pack" in arguments else ("--pack", str(pack.directory))
-        done = app(settings, "simulate", *here, *packs, *arguments)
+        done = app(server.settings, "simulate", *here, *packs, *arguments)
         assert (done.returncode, done.stdout) == (2, ""), arguments
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("error: ")
