@@ -64,10 +64,7 @@ def measure(
         network.initialize(torch.Generator().manual_seed(0))
         step = train.Step(DEFENSES[name].objective, DEFENSES[name].settings_for(dataset.name), compiled)
         ways[name] = whole_step(step, network.to(device), x, targets)
-    # By default PyTorch stops compiling, and goes on eagerly, after eight variants of what is one function to it:
-    # all steps here, and those that were trained with before.
-    with torch._dynamo.config.patch(recompile_limit=1000):
-        times = interleaved(ways, repetitions, on_progress)
+    times = interleaved(ways, repetitions, on_progress)
     return Cost(batch, compiled, {name: tuple(seconds) for name, seconds in times.items()})
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ml import (
     claims,
     cost,
+    distributed,
     evaluation_json,
     evaluation_report,
     figures,
@@ -29,6 +30,7 @@ from ml import (
     measurements,
     picture_figures,
     pictures,
+    sweep,
     train,
 )
 from ml.checkpoints import Trained
@@ -55,6 +57,8 @@ class Options:
     images: int = 1000
     combinations: bool = False
     cost_repetitions: int = 15
+    penalties: Mapping[str, float] = field(default_factory=dict)  # in place of the paper's, by model
+    sweep_points: int = 0  # log-spaced penalties of a sweep that chooses them; 0: no sweep
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,6 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the report's folder (default: docs/results/<dataset>)")
     parser.add_argument("--seed", type=int, default=0)
     train.add_arguments(parser)
+    parser.add_argument(
+        "--sweep",
+        action="store_true",
+        help="first choose the penalties on held-out training images, and keep the table in the report",
+    )
+    parser.add_argument(
+        "--sweep-points",
+        type=_at_least(2),
+        default=sweep.POINTS,
+        help=f"log-spaced penalties of a sweep (default: {sweep.POINTS}, as in the paper)",
+    )
     parser.add_argument(
         "--images", type=_at_least(2), default=1000, help="test images that are attacked (default: 1000)"
     )
@@ -82,8 +97,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "ml.evaluate", *given])
     out = args.out or Path("docs/results") / args.dataset
     options = Options(
-        args.schedule, args.epochs, args.seed, args.images, args.combinations, args.cost_repetitions
+        args.schedule,
+        args.epochs,
+        args.seed,
+        args.images,
+        args.combinations,
+        args.cost_repetitions,
+        dict(args.penalty),
+        args.sweep_points if args.sweep else 0,
     )
+    with distributed.started():
+        return _run(args, out, options, command)
+
+
+def _run(args: argparse.Namespace, out: Path, options: Options, command: str) -> int:
     try:
         if out.exists() and not evaluation_report.replaceable(out):
             raise EvaluateError(f"{out}: exists and is not an evaluation's folder; choose another --out")
@@ -99,20 +126,46 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(summary(report))
-    print(f"Wrote {out}: report.html, report.json and {len(report['figures'])} figures.")
+    if distributed.first():
+        print(summary(report))
+        print(f"Wrote {out}: report.html, report.json and {len(report['figures'])} figures.")
     return 0
 
 
 def evaluate(
     dataset: Dataset, out: Path, options: Options, device: torch.device, checkpoints: Path, command: str
 ) -> dict[str, Any]:
-    """Trains what is not trained yet, measures everything and writes the report to `out`; returns report.json."""
+    """Trains what is not trained yet, measures everything and writes the report to `out`; returns report.json.
+
+    Of several processes, which share the training, the first one writes.
+    """
     versions = _versions()  # first: what it needs must not be missing after hours of training
     schedule = train.schedule_for(dataset.name, options.schedule, options.epochs)
     names = (*FIVE, *(COMBINATIONS if options.combinations else ()))
+    sweeps = {
+        name: sweep.sweep(
+            name,
+            dataset,
+            schedule,
+            options.seed,
+            device,
+            checkpoints,
+            sweep.penalties(name, options.sweep_points),
+        )
+        for name in (sweep.RANGES if options.sweep_points else ())
+    }
+    penalties = {**{name: found.chosen for name, found in sweeps.items()}, **options.penalties}
     models = {
-        name: train.obtain(name, dataset, schedule, options.seed, device, checkpoints) for name in names
+        name: train.obtain(
+            name,
+            dataset,
+            schedule,
+            options.seed,
+            device,
+            checkpoints,
+            {"penalty": penalties[name]} if name in penalties else None,
+        )
+        for name in names
     }
     started = time.monotonic()
     networks = {name: model.network for name, model in models.items()}
@@ -137,6 +190,7 @@ def evaluate(
         "command": command,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "threads": torch.get_num_threads(),
+        "sweeps": {name: found.as_json() for name, found in sweeps.items()},
         "epsilons": measured.transfer.epsilons,
         "models": {name: model_record(model, measured, name) for name, model in models.items()},
         **evaluation_json.measurements(measured, measurements.overlaps(measured.transfer)),
@@ -145,7 +199,9 @@ def evaluate(
         "seconds": time.monotonic() - started,
     }
     rounded: dict[str, Any] = evaluation_json.rounded(report)
-    evaluation_report.write(out, rounded, drawn)
+    if distributed.first():
+        evaluation_report.write(out, rounded, drawn)
+    distributed.wait()
     return rounded
 
 

@@ -282,6 +282,9 @@ class Step:
     """An objective with its settings, compiled where that pays and works, else eager: the same numbers."""
 
     def __init__(self, objective: Objective, settings: dict[str, float], compiled: bool) -> None:
+        # All steps of a process are one function to PyTorch, which would compile only eight variants of it.
+        torch._dynamo.config.recompile_limit = 1000
+
         def eager(network: Network, x: Tensor, targets: Tensor, keep: Tensor) -> Any:
             return objective(network, x, targets, keep, **settings)
 

@@ -50,6 +50,7 @@ def test_every_model_is_timed_beside_the_undefended_one(small_digits: Dataset) -
     assert found.ratio("double_backprop").low > 0
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # within PyTorch's compiler
 def test_no_objective_is_timed_eagerly_where_the_others_are_compiled(
     small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

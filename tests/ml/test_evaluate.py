@@ -21,6 +21,7 @@ from ml.datasets import Dataset, DatasetError
 from ml.evidence import FIVE
 from tests.ml.evidence import ALL, Story
 
+PENALTIES = ["--sweep", "--sweep-points", "2", "--penalty", "double_backprop=7"]
 ARGUMENTS = ["--dataset", "digits", "--epochs", "2", "--seed", "3", "--device", "cpu", "--images", "40"]
 
 
@@ -64,7 +65,7 @@ def letters(small_digits: Dataset) -> Dataset:
 def done(letters: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("evaluation")
     out = folder / "results" / "letters"
-    assert run(letters, folder / "checkpoints", out, "--cost-repetitions", "6") == 0
+    assert run(letters, folder / "checkpoints", out, "--cost-repetitions", "6", *PENALTIES) == 0
     return Run(letters, folder / "checkpoints", out, json.loads((out / "report.json").read_text()))
 
 
@@ -96,6 +97,23 @@ def test_the_json_says_what_was_measured_on_which_networks(done: Run) -> None:
                 for epsilon, accuracy in points.items():
                     low, high = report["transfer_intervals"][attack][maker][judge][epsilon]
                     assert 0 <= low <= accuracy <= high <= 1
+
+
+def test_penalties_come_from_the_sweep_or_from_the_command(done: Run) -> None:
+    """A penalty that is given stands above one that was swept."""
+    report = done.report
+    assert list(report["sweeps"]) == ["double_backprop", "gradient_regularized"]
+    swept = report["sweeps"]["gradient_regularized"]
+    assert [row["penalty"] for row in swept["rows"]] == [1.0, 1000.0]
+    assert swept["validation_images"] == 26
+    assert report["models"]["gradient_regularized"]["config"]["settings"] == {"penalty": swept["chosen"]}
+    assert report["models"]["double_backprop"]["config"]["settings"] == {"penalty": 7.0}
+    assert report["models"]["undefended"]["config"]["settings"] == {}
+    table = re.search(r'aria-label="Sweep of gradient-regularized.*?</table>', done.page, re.DOTALL)
+    assert table is not None
+    assert f"{swept['chosen']:g} (chosen)" in table[0]
+    for row in (swept["undefended"], *swept["rows"]):
+        assert f"{100 * row['transferred']['0.2']:.1f}" in table[0]
 
 
 def test_the_json_has_the_other_measurements(done: Run) -> None:
@@ -199,7 +217,7 @@ def test_the_same_checkpoints_give_the_same_report_but_for_times(
 ) -> None:
     monkeypatch.setattr(figures, "png", lambda *how: b"not drawn")
     again = tmp_path / "letters"
-    assert run(done.dataset, done.checkpoints, again, "--cost-repetitions", "0") == 0
+    assert run(done.dataset, done.checkpoints, again, "--cost-repetitions", "0", *PENALTIES) == 0
     second = json.loads((again / "report.json").read_text())
     first = dict(done.report)
     for report in (first, second):
