@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 run: .venv/web
 	@$(BIN)/python -m app serve
 
+# Each server that a test starts would compile the app anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: .venv/test
 	$(BIN)/python -m tests.browser
 	$(BIN)/ruff check .

@@ -25,13 +25,14 @@ if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**31:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that none is left for one worker at the end.
 
-    Those that compute (tests/ml) alternate with those that mostly wait (a browser).
+    Those that compute (tests/ml) alternate with those that mostly wait (a browser, a server that starts again).
     """
     here = Path(__file__).parent
     files = dict.fromkeys(item.path for item in items)
     computing = [file for file in files if file.is_relative_to(here / "ml")]
     computing.sort(key=lambda file: file.stem not in ("test_generate", "test_train"))
-    waiting = [file for file in files if file.is_relative_to(here / "app" / "chromium")]
+    served = [file for file in files if file.stem in ("test_faults", "test_simulate")]
+    waiting = served + [file for file in files if file.is_relative_to(here / "app" / "chromium")]
     place = {file: 2 * i for i, file in enumerate(computing)}
     place |= {file: 2 * i + 1 for i, file in enumerate(waiting)}
     items.sort(key=lambda item: place.get(item.path, 2 * len(files)))  # stable: the others keep their order
