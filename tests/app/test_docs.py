@@ -73,6 +73,12 @@ def test_every_module_of_the_app_is_named_for_contributors() -> None:
     assert {"app/analysis/"} <= set(re.findall(r"`([^`]+)`", places))
 
 
+def test_every_module_of_the_laboratory_is_named_for_contributors() -> None:
+    places = CONTRIBUTING.split("| part of `ml/` | modules |")[1].split("\n\n")[0]
+    modules = {path.stem for path in (ROOT / "ml").glob("*.py")} - {"__init__"}
+    assert sorted(modules - set(re.findall(r"`(\w+)`", places))) == []
+
+
 def test_what_contributors_are_sent_to_is_there() -> None:
     """Every file and every name in code that CONTRIBUTING.md speaks of."""
     files = set(re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|js|html|R|po|md|toml|txt))`", CONTRIBUTING))
@@ -82,10 +88,11 @@ def test_what_contributors_are_sent_to_is_there() -> None:
     code = "\n".join(
         path.read_text(encoding="utf-8")
         for suffix in ("py", "html")
-        for part in ("app", "templates", "tests/app")
+        for part in ("app", "ml", "templates", "tests")
         for path in (ROOT / part).rglob(f"*.{suffix}")
         if path.name != "test_docs.py"
     )
+    code += "\n".join(path.stem for path in (ROOT / "ml").glob("*.py"))
     names = set(re.findall(r"`(?:\w+\.)?([A-Z]\w+|_[a-z]+|[a-z]+(?:_[a-z]+)+)`", CONTRIBUTING))
     assert {"FINDINGS", "Exclusions", "drawn_anew", "_compare"} <= names
     assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", code)] == []
