@@ -40,7 +40,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     # A pack that no other test shares: it goes into the database alone.
     stimuli = tmp_path_factory.mktemp("larger")
     make_pack(stimuli / "larger-pack", "larger-pack", size=32)
-    kinds = STUDY.replace('packs = ["test-pack"]', 'packs = ["test-pack", "larger-pack"]')
+    kinds = STUDY.replace("A study for tests", "With images of two sizes")
+    kinds = kinds.replace('packs = ["test-pack"]', 'packs = ["test-pack", "larger-pack"]')
     kinds = kinds.replace("seed = 7", 'seed = 7\nquestions = ["label", "runner_up"]')
     prepare(replace(settings, stimuli=stimuli, studies=stimuli))
     (settings.studies / "kinds.toml").write_text(kinds)
