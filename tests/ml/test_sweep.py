@@ -1,5 +1,6 @@
 """The penalty is chosen on training images alone, by the rule that the sweep states."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +51,8 @@ def test_a_sweep_measures_each_penalty_on_held_out_training_images(
     small_digits: Dataset, tmp_path: Path
 ) -> None:
     # Test images that would break everything, were they looked at.
-    blind = Dataset(
-        **{
-            **vars(small_digits),
-            "test_images": small_digits.test_images[:0],
-            "test_labels": np.zeros(0, np.int64),
-        }
+    blind = dataclasses.replace(
+        small_digits, test_images=small_digits.test_images[:0], test_labels=np.zeros(0, np.int64)
     )
     schedule = Schedule(epochs=3, batch=64)
     found = sweep.sweep("double_backprop", blind, schedule, 3, CPU, tmp_path, values=(1.0, 1e7))

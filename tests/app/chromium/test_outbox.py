@@ -74,6 +74,7 @@ def test_a_participant_without_connection_goes_on_and_everything_arrives_once(
     expect(finish).to_be_visible(timeout=15_000)
     assert all(row.plausible is not None for row in rows(db, token)[2:])
 
+    page.wait_for_load_state()  # with its scripts: what is sent before is the browser's own form
     page.get_by_role("textbox", name="How do the sheets differ?").fill("Written in a tunnel.")
     cut(True)
     finish.dblclick()
