@@ -39,6 +39,7 @@ class Judge:
     """A model that is attacked, with what the manifest says of it."""
 
     network: nn.Module
+    right: npt.NDArray[np.bool_]  # (N,), the test images that it reads rightly unmodified
     record: dict[str, Any]  # training, clean_accuracy, checkpoint_sha256
 
 
@@ -131,7 +132,7 @@ def generate(
     started = time.monotonic()
     judges = judges_for(models, dataset, schedule, seed, device, checkpoints, penalties or {})
     trained = time.monotonic()
-    right = read_rightly(judges, dataset)
+    right = np.asarray(np.stack([judge.right for judge in judges.values()]).all(0))
     networks = {name: judge.network for name, judge in judges.items()}
     attempts, skipped = attack_enough(dataset, networks, attack, right)
     if distributed.first():
@@ -190,13 +191,14 @@ def judges_for(
 
 def _own(model: str, dataset: Dataset, device: torch.device) -> Judge:
     loaded = own_models.load(model, device)
-    own_models.check(loaded, dataset)
+    answers = own_models.check(loaded, dataset)
+    right = answers == dataset.test_labels
     record = {
         "training": {"own": loaded.source, "weights": loaded.weights},
-        "clean_accuracy": round(own_models.accuracy(loaded, dataset), 6),
+        "clean_accuracy": round(float(right.mean()), 6),
         "checkpoint_sha256": loaded.weights_sha256,
     }
-    return Judge(loaded.network, record)
+    return Judge(loaded.network, right, record)
 
 
 def _trained(
@@ -212,8 +214,8 @@ def _trained(
         model = train.obtain(name, dataset, schedule, seed, device, checkpoints, settings)
     except ValueError as error:  # a network that cannot have images of this size
         raise GenerateError(f"{name}: {error}") from None
-    answers = train.predict(model.network, dataset.test_images).argmax(1).numpy()
-    measured = float((answers == dataset.test_labels).mean())
+    right = train.predict(model.network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
+    measured = float(right.mean())
     if abs(measured - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
         raise GenerateError(
             f"{model.checkpoint}: {name} has an accuracy of {measured:.4f} where the checkpoint says "
@@ -224,15 +226,7 @@ def _trained(
         "clean_accuracy": round(model.clean_accuracy, 6),
         "checkpoint_sha256": model.checkpoint_sha256,
     }
-    return Judge(model.network, record)
-
-
-def read_rightly(judges: dict[str, Judge], dataset: Dataset) -> npt.NDArray[np.bool_]:
-    """(N,), the test images that every model reads rightly unmodified."""
-    answers = [
-        train.predict(judge.network, dataset.test_images).argmax(1).numpy() for judge in judges.values()
-    ]
-    return np.asarray((np.stack(answers) == dataset.test_labels).all(0))
+    return Judge(model.network, right, record)
 
 
 def assemble(
