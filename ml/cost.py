@@ -50,7 +50,7 @@ def measure(
     """Times whole training steps (forward, backward, Adam, running averages) of each model at the schedule's batch
     size, compiled where training by that schedule is. Each objective makes one step that does not count first."""
     batch = min(schedule.batch, len(dataset.train_images))
-    compiled = schedule.steps(len(dataset.train_images)) >= train._COMPILE_FROM_STEPS
+    compiled = schedule.steps(len(dataset.train_images)) >= train.COMPILE_FROM_STEPS
     names = dict.fromkeys([BASELINE, *models])
     names |= dict.fromkeys(teacher for name in names if (teacher := DEFENSES[name].teacher) is not None)
     x = torch.from_numpy(to_float(dataset.train_images[:batch])).to(device)
@@ -91,15 +91,16 @@ def interleaved(
     ways: Mapping[str, Callable[[], object]],
     repetitions: int,
     on_progress: Callable[[int], object] = lambda calls: None,
+    uncounted: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of each call: one call of each way in turn, so that a busy machine slows all alike. The first round
-    is not counted. `on_progress` is called with the number of calls just made."""
+    """Seconds of each call: one call of each way in turn, so that a busy machine slows all alike, after so many
+    rounds that are not counted. `on_progress` is called with the number of calls just made."""
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for repetition in range(repetitions + 1):
+    for repetition in range(uncounted + repetitions):
         for name, way in ways.items():
             started = time.perf_counter()
             way()
-            if repetition:
+            if repetition >= uncounted:
                 times[name].append(time.perf_counter() - started)
             on_progress(1)
     return times

@@ -149,7 +149,6 @@ DEFENSES: dict[str, Defense] = {
     "adversarially_trained": Defense(adversarial_training, {"epsilon": 0.3}),
     "gradient_regularized": Defense(uniform_gradient_penalty, {"penalty": 1000.0}, _UNIFORM),
     "double_backprop": Defense(double_backprop, {"penalty": 56234.0}, _TRUE_LABEL),
-    # The paper's combinations.
     "distilled_double_backprop": Defense(
         double_backprop,
         {"penalty": 56234.0, "temperature": 50.0},
@@ -162,6 +161,5 @@ DEFENSES: dict[str, Defense] = {
     ),
 }
 
-# The five that the paper compares, and those that it also tried.
-FIVE = ("undefended", "distilled", "adversarially_trained", "gradient_regularized", "double_backprop")
+# What the paper tried besides the five that it compares.
 COMBINATIONS = ("distilled_double_backprop", "entropy_regularized", "adversarial_double_backprop")

@@ -169,7 +169,7 @@ def evaluate(
     }
     started = time.monotonic()
     networks = {name: model.network for name, model in models.items()}
-    clean = {name: right_answers(model, dataset) for name, model in models.items()}
+    clean = {name: train.right_answers(model, dataset) for name, model in models.items()}
     measured = measure(dataset, networks, clean, options, schedule, device)
     drawn = draw(measured, pictures.input_gradients(networks, dataset, device), dataset.labels)
     report = {
@@ -203,17 +203,6 @@ def evaluate(
         evaluation_report.write(out, rounded, drawn)
     distributed.wait()
     return rounded
-
-
-def right_answers(model: Trained, dataset: Dataset) -> Bools:
-    """(T,), whether the model is right about each test image; EvaluateError if it is no longer what was trained."""
-    right: Bools = train.predict(model.network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
-    if abs(float(right.mean()) - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
-        raise EvaluateError(
-            f"{model.checkpoint}: an accuracy of {right.mean():.4f} where the checkpoint says "
-            f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
-        )
-    return right
 
 
 def measure(

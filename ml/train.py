@@ -27,7 +27,7 @@ from ml.models import Network
 RECIPE = 1
 
 # torch.compile takes a minute or two; below this many steps eager training ends sooner.
-_COMPILE_FROM_STEPS = 300
+COMPILE_FROM_STEPS = 300
 
 
 class TrainingError(RuntimeError):
@@ -223,7 +223,7 @@ def fit(
     x = network.normalize(x)
     network.low, network.high = x.min().item(), x.max().item()
     # What couples the processes is beyond the compiler.
-    compiled = total >= _COMPILE_FROM_STEPS and distributed.processes() == 1
+    compiled = total >= COMPILE_FROM_STEPS and distributed.processes() == 1
     step = Step(objective, config["settings"], compiled)
     done = _restored(path, network, optimizer, config)
 
@@ -308,6 +308,17 @@ def predict(network: torch.nn.Module, images: npt.NDArray[np.uint8], chunk: int 
     device = device_of(network)
     parts = [images[start : start + chunk] for start in range(0, len(images), chunk)]
     return torch.cat([network(torch.from_numpy(to_float(part)).to(device)).cpu() for part in parts])
+
+
+def right_answers(model: Trained, dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """(N,), whether the model is right about each test image; TrainingError if it is no longer what was trained."""
+    right = predict(model.network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
+    if abs(float(right.mean()) - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
+        raise TrainingError(
+            f"{model.checkpoint}: an accuracy of {right.mean():.4f} where the checkpoint says "
+            f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"
+        )
+    return np.asarray(right)
 
 
 def device_of(network: torch.nn.Module) -> torch.device:

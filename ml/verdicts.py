@@ -28,7 +28,7 @@ class Claim:
     """A claim of the paper in our words, the criterion by which it is judged, and the verdict.
 
     `numbers` whose verdict is None only inform. `reason` says why a verdict is undecided where no interval is to
-    blame; `figures` are keys of `figures.FIGURES`.
+    blame; `figures` are keys of `captions.CAPTIONS`.
     """
 
     id: str

@@ -1,7 +1,6 @@
 """Data and runs that several tests of the laboratory share."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,10 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-# Before torch is imported, and for the processes that tests start: the workers of the test run use all cores, and
-# threads that wait for one another on a core too few take many times as long.
-os.environ["OMP_NUM_THREADS"] = "1"
 
 from ml import datasets, pack
 

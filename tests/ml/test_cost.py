@@ -62,7 +62,7 @@ def test_no_objective_is_timed_eagerly_where_the_others_are_compiled(
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: compile_(function, backend=backend))
-    monkeypatch.setattr(train, "_COMPILE_FROM_STEPS", 1)
+    monkeypatch.setattr(train, "COMPILE_FROM_STEPS", 1)
     few = train.Schedule(epochs=1, batch=8)
     with torch._dynamo.config.patch(recompile_limit=1):
         assert cost.measure(small_digits, ["distilled"], few, 6, torch.device("cpu")).compiled

@@ -77,7 +77,7 @@ def both(small_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tup
     some_steps(data, folder / "steps.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     (folder / "work.py").write_text(WORK)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run(
         [*command, str(folder / "work.py"), str(folder)],
         cwd=ROOT,
