@@ -21,6 +21,7 @@ from ml.models import Network
 from ml.pack import canonical_json
 
 _METADATA = "reasonable_mistakes"  # one key, because safetensors does not keep an order among several
+_CHECKSUM = "weights_sha256"
 
 
 class CheckpointError(RuntimeError):
@@ -29,7 +30,8 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with the checkpoint that holds it. `config` identifies it; `clean_accuracy` is in [0, 1]."""
+    """A network with the checkpoint that holds it. `config` identifies it; `clean_accuracy` is in [0, 1]; `checked`
+    says whether the weights were compared with their own checksum, which older checkpoints do not have."""
 
     network: Network
     config: dict[str, Any]
@@ -37,6 +39,7 @@ class Trained:
     checkpoint: Path
     checkpoint_sha256: str
     versions: dict[str, str]
+    checked: bool
 
 
 def path_of(checkpoints: Path, config: dict[str, Any]) -> Path:
@@ -79,7 +82,7 @@ def load(path: Path, device: torch.device | str = "cpu", config: dict[str, Any] 
     network.requires_grad_(False)
     # From here on it is only evaluated, and pooling over channels-last activations is much faster on a CPU.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(network, record["config"], accuracy, path, sha256, versions)
+    return Trained(network, record["config"], accuracy, path, sha256, versions, _CHECKSUM in record)
 
 
 def save_progress(
@@ -138,10 +141,9 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-    data = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={_METADATA: canonical_json(record).decode()},
-    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    record = record | {_CHECKSUM: _checksum(tensors)}
+    data = safetensors.torch.save(tensors, metadata={_METADATA: canonical_json(record).decode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
     try:
@@ -163,6 +165,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             record = json.loads(file.metadata()[_METADATA])
         if not isinstance(record, dict):
             raise TypeError("its record is not an object")
-        return safetensors.torch.load(data), record, hashlib.sha256(data).hexdigest()
+        tensors = safetensors.torch.load(data)
+        if record.get(_CHECKSUM) not in (None, _checksum(tensors)):
+            raise ValueError("its weights are not those that were saved")
+        return tensors, record, hashlib.sha256(data).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise _unreadable(path, error) from None
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ from ml.datasets import DATASETS, Dataset, DatasetError, load, to_float
 from ml.defenses import DEFENSES
 from ml.labeled_folder import load_folder
 from ml.manifest import is_name
-from ml.pairs import Attempts, PairsError, attack_enough
+from ml.pairs import Attempts, PairsError, Right, RightAnswers, attack_enough
 
 STUDY_MODELS = ("undefended", "distilled", "gradient_regularized")
 
@@ -39,7 +39,6 @@ class Judge:
     """A model that is attacked, with what the manifest says of it."""
 
     network: nn.Module
-    right: npt.NDArray[np.bool_]  # (N,), the test images that it reads rightly unmodified
     record: dict[str, Any]  # training, clean_accuracy, checkpoint_sha256
 
 
@@ -132,8 +131,8 @@ def generate(
     started = time.monotonic()
     judges = judges_for(models, dataset, schedule, seed, device, checkpoints, penalties or {})
     trained = time.monotonic()
-    right = np.asarray(np.stack([judge.right for judge in judges.values()]).all(0))
     networks = {name: judge.network for name, judge in judges.items()}
+    right = RightAnswers(dataset, networks)
     attempts, skipped = attack_enough(dataset, networks, attack, right)
     if distributed.first():
         manifest, images = assemble(dataset, attempts, right)
@@ -191,14 +190,13 @@ def judges_for(
 
 def _own(model: str, dataset: Dataset, device: torch.device) -> Judge:
     loaded = own_models.load(model, device)
-    answers = own_models.check(loaded, dataset)
-    right = answers == dataset.test_labels
+    right = own_models.check(loaded, dataset) == dataset.test_labels
     record = {
         "training": {"own": loaded.source, "weights": loaded.weights},
         "clean_accuracy": round(float(right.mean()), 6),
         "checkpoint_sha256": loaded.weights_sha256,
     }
-    return Judge(loaded.network, right, record)
+    return Judge(loaded.network, record)
 
 
 def _trained(
@@ -214,18 +212,17 @@ def _trained(
         model = train.obtain(name, dataset, schedule, seed, device, checkpoints, settings)
     except ValueError as error:  # a network that cannot have images of this size
         raise GenerateError(f"{name}: {error}") from None
-    right = train.right_answers(model, dataset)
+    if not model.checked:
+        train.right_answers(model, dataset)  # compares its accuracy with the checkpoint's
     record = {
         "training": model.config,
         "clean_accuracy": round(model.clean_accuracy, 6),
         "checkpoint_sha256": model.checkpoint_sha256,
     }
-    return Judge(model.network, right, record)
+    return Judge(model.network, record)
 
 
-def assemble(
-    dataset: Dataset, attempts: Attempts, right: npt.NDArray[np.bool_]
-) -> tuple[dict[str, Any], list[bytes]]:
+def assemble(dataset: Dataset, attempts: Attempts, right: Right) -> tuple[dict[str, Any], list[bytes]]:
     """The manifest's part about images, and the PNGs it names by hash."""
     images: dict[str, bytes] = {}
 
@@ -266,12 +263,12 @@ def assemble(
     clean: list[dict[str, Any]] = []
     taken = {dataset.test_images[index].tobytes() for index in attempts.sources}
     for label in range(len(dataset.labels)):
-        fresh = (dataset.test_labels == label) & right
+        fresh = dataset.test_labels == label
         fresh[: attempts.sources[labels == label].max() + 1] = False
         for index in map(int, np.flatnonzero(fresh)):
             if sum(image["source_label"] == dataset.labels[label] for image in clean) == CLEAN_IMAGES:
                 break
-            if (data := dataset.test_images[index].tobytes()) not in taken:
+            if (data := dataset.test_images[index].tobytes()) not in taken and right[index]:
                 taken.add(data)
                 clean.append(unmodified(index))
     survivors = sorted({int(index) for index in attempts.sources[attempts.survivors]})

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,15 +55,43 @@ class Attempts:
         return np.asarray(np.stack(fooled).all(0))
 
 
+class Right(Protocol):
+    """Whether every model is right about a test image, unmodified, by the image's position."""
+
+    def __getitem__(self, index: int) -> bool | np.bool_: ...
+
+
+class RightAnswers:
+    """`Right` from the networks, which read a block of images when first asked about one of it: a pack needs some
+    hundred test images, not all."""
+
+    BLOCK = 250
+
+    def __init__(self, dataset: Dataset, networks: Mapping[str, nn.Module]) -> None:
+        self._dataset, self._networks = dataset, networks
+        self._blocks: dict[int, npt.NDArray[np.bool_]] = {}
+
+    def __getitem__(self, index: int) -> np.bool_:
+        start = index - index % self.BLOCK
+        if start not in self._blocks:
+            block = slice(start, start + self.BLOCK)
+            images, labels = self._dataset.test_images[block], self._dataset.test_labels[block]
+            answers = [
+                train.predict(network, images).argmax(1).numpy() for network in self._networks.values()
+            ]
+            self._blocks[start] = np.asarray((np.stack(answers) == labels).all(0))
+        return np.bool_(self._blocks[start][index - start])
+
+
 def attack_enough(
-    dataset: Dataset, networks: Mapping[str, nn.Module], attack: str, right: npt.NDArray[np.bool_]
+    dataset: Dataset, networks: Mapping[str, nn.Module], attack: str, right: Right
 ) -> tuple[Attempts, list[dict[str, Any]]]:
     """Attacks the first SOURCES (or FEWER_SOURCES) test images of every label, then, while a label has too few
     surviving pairs or source images, its next ones.
 
-    An image that a model misreads unmodified (`right` is false) is passed over: no attack is needed there, and
-    nothing could be said about one. So is one whose very pixels came before. Returns the attempts and the images
-    passed over. Raises PairsError.
+    An image that a model misreads unmodified is passed over: no attack is needed there, and nothing could be said
+    about one. So is one whose very pixels came before. Returns the attempts and the images passed over. Raises
+    PairsError.
     """
     queues = {
         label: list(np.flatnonzero(dataset.test_labels == label)) for label in range(len(dataset.labels))

@@ -232,6 +232,29 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
         assert survived <= set(of_label[6:])
 
 
+def test_networks_are_asked_about_the_test_images_that_matter_and_once(
+    small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: dict[str, torch.nn.Module] = {"undefended": Stubborn(0.5), "distilled": Stubborn(0.4)}
+    answers = [train.predict(n, small_digits.test_images).argmax(1).numpy() for n in networks.values()]
+    expected = (np.stack(answers) == small_digits.test_labels).all(0)
+    assert 0 < expected.mean() < 1
+    asked = []
+
+    def counted(network: torch.nn.Module, images: Any) -> torch.Tensor:
+        asked.append(len(images))
+        return predict(network, images)
+
+    predict = train.predict
+    monkeypatch.setattr(train, "predict", counted)
+    right = pairs.RightAnswers(small_digits, networks)
+    assert not asked
+    assert right[3] == expected[3]
+    assert asked == [250, 250]
+    assert [bool(right[index]) for index in range(len(expected))] == expected.tolist()
+    assert sum(asked) == 2 * len(expected)
+
+
 def test_another_penalty_is_another_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
     schedule = train.Schedule(epochs=1, batch=64)
     for penalties in ({}, {"gradient_regularized": 3.0}):

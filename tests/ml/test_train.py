@@ -110,7 +110,7 @@ def test_a_checkpoint_tells_its_configuration(
     assert json.loads(header["__metadata__"]["reasonable_mistakes"])["config"] == model.config
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "text", "one bit"])
 def test_a_damaged_or_foreign_checkpoint_is_trained_again(
     damage: str,
     trained: tuple[Path, files.Trained],
@@ -127,13 +127,27 @@ def test_a_damaged_or_foreign_checkpoint_is_trained_again(
         "empty": b"",
         "other": model.checkpoint.read_bytes(),
         "text": b"not tensors" * 9,
+        "one bit": data[:-1000] + bytes([data[-1000] ^ 1]) + data[-999:],
     }
+    assert good.checked
     good.checkpoint.write_bytes(bad[damage])
     capsys.readouterr()
     again = obtain("undefended", small_digits, tmp_path, short)
     complaint = "made with another configuration" if damage == "other" else "not a readable checkpoint"
     assert f"{good.checkpoint}: {complaint}" in capsys.readouterr().err
     assert again.checkpoint_sha256 == good.checkpoint_sha256
+
+
+def test_a_checkpoint_without_a_checksum_is_read_but_not_checked(
+    trained: tuple[Path, files.Trained], tmp_path: Path
+) -> None:
+    """As the first checkpoints were."""
+    _, model = trained
+    data = model.checkpoint.read_bytes()
+    old = tmp_path / "old.safetensors"
+    old.write_bytes(data.replace(b"weights_sha256", b"weights_nosums"))
+    assert not files.load(old).checked
+    assert files.load(model.checkpoint).checked
 
 
 def test_distillation_trains_a_teacher_and_learns_its_probabilities(
