@@ -216,7 +216,7 @@ def published_points(measured: Measured) -> Claim:
         for epsilon, published in points.items():
             right = measured.transfer.answers("fgsm", maker, evaluated, epsilon)[:PUBLISHED_IMAGES]
             what = f"Accuracy at epsilon {epsilon} (published: {published:.0%}): {NAMES[evaluated]}"
-            lowest, highest = published - MARGIN, published + MARGIN
+            lowest, highest = published - MARGIN, min(published + MARGIN, 1.0)
             numbers.append(within(what, intervals.share(right), lowest, highest, "share"))
     return decided(
         "9b",
