@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     dataset = load(args.dataset, args.data_dir)
     device = torch.device("cpu")
-    schedule = train.schedule_for(args.dataset, args.schedule, args.epochs)
+    schedule = train.schedule_for(args.dataset, args.schedule, args.epochs, args.precision)
     with tempfile.TemporaryDirectory() as folder:
 
         def make() -> int:

@@ -63,12 +63,14 @@ def measure(
         network = Network((channels, height, width), len(dataset.labels), dataset.contrast_normalized)
         network.initialize(torch.Generator().manual_seed(0))
         step = train.Step(DEFENSES[name].objective, DEFENSES[name].settings_for(dataset.name), compiled)
-        ways[name] = whole_step(step, network.to(device), x, targets)
+        ways[name] = whole_step(step, network.to(device), x, targets, schedule.precision)
     times = interleaved(ways, repetitions, on_progress)
     return Cost(batch, compiled, {name: tuple(seconds) for name, seconds in times.items()})
 
 
-def whole_step(step: train.Step, network: Network, x: Tensor, targets: Tensor) -> Callable[[], None]:
+def whole_step(
+    step: train.Step, network: Network, x: Tensor, targets: Tensor, precision: str | None = None
+) -> Callable[[], None]:
     """Training a network on images x (N, C, H, W) and target probabilities (N, K): each call is a step on this same
     batch."""
     x = network.normalize(x)
@@ -78,8 +80,11 @@ def whole_step(step: train.Step, network: Network, x: Tensor, targets: Tensor) -
 
     def once() -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss, _, statistics = step(network, x, targets, network.dropout_mask(len(x), generator).to(x.device))
-        loss.backward()
+        with train.products_in(precision):
+            loss, _, statistics = step(
+                network, x, targets, network.dropout_mask(len(x), generator).to(x.device)
+            )
+            loss.backward()
         optimizer.step()
         network.update_averages(statistics)
         loss.item()  # waits for the GPU

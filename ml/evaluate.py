@@ -53,6 +53,7 @@ class Options:
 
     schedule: str = "study"
     epochs: int | None = None
+    precision: str = "float32"
     seed: int = 0
     images: int = 1000
     combinations: bool = False
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(
         args.schedule,
         args.epochs,
+        args.precision,
         args.seed,
         args.images,
         args.combinations,
@@ -140,7 +142,7 @@ def evaluate(
     Of several processes, which share the training, the first one writes.
     """
     versions = _versions()  # first: what it needs must not be missing after hours of training
-    schedule = train.schedule_for(dataset.name, options.schedule, options.epochs)
+    schedule = train.schedule_for(dataset.name, options.schedule, options.epochs, options.precision)
     names = (*FIVE, *(COMBINATIONS if options.combinations else ()))
     sweeps = {
         name: sweep.sweep(
@@ -277,7 +279,10 @@ def schedule_record(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """A schedule as it stands in checkpoints, its kind, and both in words."""
     long = f"{config['batches']:,} batches" if "batches" in config else f"{config['epochs']} epochs"
     words = f"{long} of {config['batch']} images, Adam with learning rate {config['learning_rate']:g}"
-    return {**config, "kind": kind, "words": f"{words} and epsilon {config['adam_epsilon']:g}"}
+    words += f" and epsilon {config['adam_epsilon']:g}"
+    if "precision" in config:
+        words += f", products in {config['precision']}"
+    return {**config, "kind": kind, "words": words}
 
 
 def model_record(model: Trained, measured: Measured, name: str) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if out.exists() and not pack.replaceable(out):
                 raise GenerateError(f"{out}: exists and is not a stimulus pack; choose another --out")
             device = train.pick_device(args.device)
-            schedule = train.schedule_for(args.dataset or "", args.schedule, args.epochs)
+            schedule = train.schedule_for(args.dataset or "", args.schedule, args.epochs, args.precision)
             if args.dataset is not None:
                 dataset = load(args.dataset, args.data_dir)
             generate(

@@ -5,6 +5,8 @@ import hashlib
 import itertools
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,17 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: Adam over `epochs` passes in shuffled batches, or over `batches` of them in all."""
+    """How long and how fast: Adam over `epochs` passes in shuffled batches, or over `batches` of them in all.
+
+    `precision` "bfloat16" is that of `products_in`; None is float32.
+    """
 
     epochs: int | None = 4
     batch: int = 256
     learning_rate: float = 1e-3
     adam_epsilon: float = 1e-8
     batches: int | None = None
+    precision: str | None = None
 
     def steps(self, images: int) -> int:
         """Steps in all. An epoch leaves out the last part of a batch: another one each time."""
@@ -57,10 +63,12 @@ SCHEDULES = {
 _MOST_TEACHER_BATCHES = 10_000
 
 
-def schedule_for(dataset: str, kind: str = "study", epochs: int | None = None) -> Schedule:
+def schedule_for(
+    dataset: str, kind: str = "study", epochs: int | None = None, precision: str = "float32"
+) -> Schedule:
     """The schedule `kind`, with another number of epochs if given; digits, to be tried in a minute, has smaller
     batches and so steps enough. Raises TrainingError for epochs of a schedule that counts batches."""
-    schedule = SCHEDULES[kind]
+    schedule = replace(SCHEDULES[kind], precision=None if precision == "float32" else precision)
     if schedule.epochs is None and epochs is not None:
         raise TrainingError(f"the schedule {kind!r} has {schedule.batches} batches; leave out --epochs")
     if dataset == "digits" and kind == "study":
@@ -78,6 +86,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--epochs", type=_positive, help="passes over the training images (default: 4; digits 3)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="bfloat16: train faster on a CPU that multiplies such numbers, with other rounding",
     )
     parser.add_argument(
         "--penalty",
@@ -208,6 +222,8 @@ def fit(
         config["seed"],
         Schedule(**{"epochs": None, **config["schedule"]}),
     )
+    if schedule.precision and (device.type != "cpu" or not products_rounded(schedule.precision)):
+        raise TrainingError(f"{device.type} here cannot train with products in {schedule.precision}")
     batch, total = min(schedule.batch, len(images)), schedule.steps(len(images))
     if batch % distributed.processes():
         raise TrainingError(
@@ -239,8 +255,9 @@ def fit(
                 keep = distributed.mine(network.dropout_mask(batch, generator)).to(device)
                 index = distributed.mine(index)
                 optimizer.zero_grad(set_to_none=True)
-                loss, logits, statistics = step(network, x[index], targets[index], keep)
-                loss.backward()
+                with products_in(schedule.precision):
+                    loss, logits, statistics = step(network, x[index], targets[index], keep)
+                    loss.backward()
                 distributed.add_up([p.grad for p in network.parameters() if p.grad is not None])
                 optimizer.step()
                 network.update_averages(statistics)
@@ -300,6 +317,29 @@ class Step:
                 reason = str(error).strip().splitlines()[0]
                 tqdm.write(f"torch.compile does not work here ({reason}); training eagerly, which is slower")
         return self._eager(network, x, targets, keep)
+
+
+@contextmanager
+def products_in(precision: str | None) -> Iterator[None]:
+    """Within, convolutions and products of matrices on the CPU round their factors to `precision`, where it can
+    multiply such numbers; sums and all else stay float32, and so do the products that give weights their gradients
+    in convolutions. None changes nothing."""
+    kinds = [getattr(torch.backends.mkldnn, kind) for kind in ("conv", "matmul") if precision]
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = {"bfloat16": "bf16"}[str(precision)]
+        yield
+    finally:
+        for kind, value in zip(kinds, before, strict=True):
+            kind.fp32_precision = value
+
+
+def products_rounded(precision: str) -> bool:
+    """Whether the CPU does what `products_in` asks for; others compute in float32 all the same."""
+    with products_in(precision):
+        factor = torch.full((256, 256), 1 + 2**-12)
+        return bool((factor @ torch.ones(256, 256) == 256).all())
 
 
 @torch.no_grad()

@@ -345,3 +345,38 @@ def test_a_gpu_that_is_not_there_is_one_clear_line() -> None:
         assert train.pick_device("auto") == CPU
         with pytest.raises(TrainingError, match="--device cuda: PyTorch finds no GPU"):
             train.pick_device("cuda")
+
+
+def test_products_in_bfloat16_are_another_training_of_the_same_accuracy(
+    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
+) -> None:
+    rounded = dataclasses.replace(SCHEDULE, precision="bfloat16")
+    if not train.products_rounded("bfloat16"):
+        with pytest.raises(TrainingError, match="cpu here cannot train with products in bfloat16"):
+            obtain("undefended", small_digits, tmp_path, rounded)
+        return
+    _, model = trained
+    other = obtain("undefended", small_digits, tmp_path, rounded)
+    assert other.config["schedule"] == {**model.config["schedule"], "precision": "bfloat16"}
+    assert other.checkpoint.name != model.checkpoint.name
+    assert abs(other.clean_accuracy - model.clean_accuracy) < 0.03
+    difference = other.network.dense1.weight - model.network.dense1.weight
+    assert 0 < float(difference.norm() / model.network.dense1.weight.norm()) < 0.2
+
+
+def test_only_products_within_are_rounded() -> None:
+    factor, ones = torch.full((256, 256), 1 + 2**-12), torch.ones(256, 256)
+
+    def product_and_error() -> None:
+        with train.products_in("bfloat16"):
+            inside.append(factor @ ones)
+            raise ZeroDivisionError
+
+    inside: list[torch.Tensor] = []
+    with pytest.raises(ZeroDivisionError):
+        product_and_error()
+    outside = factor @ ones
+    with train.products_in(None):
+        assert torch.equal(factor @ ones, outside)
+    assert outside.unique().tolist() == [256 * (1 + 2**-12)]
+    assert bool((inside[0] == 256).all()) == train.products_rounded("bfloat16")
