@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PARTS = {  # fill; apart in lightness, for grey print, and the lightest is hatched
+PARTS = {  # fill; apart in lightness, for gray print, and the lightest is hatched
     "target_first": "#7a2500",
     "target_second": "#d55e00",
     "none": "#fbc48a",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # slow to import, and few commands need it
     from matplotlib.typing import ColorType
 
 INK = "#010203"  # replaced by the page's text color
-COLORS = {  # Okabe-Ito: told apart by color-blind readers and in grey print
+COLORS = {  # Okabe-Ito: told apart by color-blind readers and in gray print
     "undefended": "#d55e00",
     "distilled": "#0072b2",
     "gradient_regularized": "#009e73",

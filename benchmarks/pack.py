@@ -18,7 +18,7 @@ from ml.datasets import DATASETS, load
 
 # What is asked for separately: the function's name and the module it is in.
 PARTS = {
-    "the attack itself": {("jsma", "attacks"), ("iterated_tgsm", "attacks")},
+    "the attack itself": {(function.__name__, "attacks") for function, _ in ATTACKS.values()},
     "PNGs encoded": {("encode_png", "pack")},
     "PNGs decoded": {("decode_png", "pack")},
     "networks asked again": {("predict", "train")},

@@ -2,8 +2,11 @@
 
 An attack that stimulus packs are made with takes a batch of (image, target) pairs and returns an `AttackResult`,
 whose predictions come from a fresh forward pass over the finished images, never from the loop that made them. To
-add one, write its function here and give it a line in `ATTACKS`. The single steps `fgsm` and `tgsm` are what the
-curves of `evaluate` are made with.
+add one, write its function here and give it a line in `ATTACKS`.
+
+`loss_gradient` and `stepped` make single steps: the fast gradient sign method, FGSM (Goodfellow et al., "Explaining
+and Harnessing Adversarial Examples", 2015), goes along the gradient of the true label's cross-entropy, TGSM against
+that of a target's.
 
 Epsilons are in units of `units` pixels, (N, 1, 1, 1): 1 by default, and each image's own standard deviation where
 the network normalizes contrast (`Network.units`), as in the paper.
@@ -199,26 +202,12 @@ def iterated_tgsm(
     return _measure(model, parts, [torch.full_like(targets, steps)], targets)
 
 
-# What `generate` attacks with, and the parameters that a pack names. `units` is given to those that have it.
+# What `generate` attacks with, and the parameters that a pack names. `units` and `on_progress` are given to those
+# that have them.
 ATTACKS: dict[str, tuple[Callable[..., AttackResult], dict[str, Any]]] = {
     "jsma": (jsma, {"theta": 1.0, "gamma": 0.25}),
     "tgsm": (iterated_tgsm, {"steps": 10, "epsilon": 0.1}),
 }
-
-
-def fgsm(model: Model, images: Tensor, labels: Tensor, epsilon: float, units: Tensor | None = None) -> Tensor:
-    """The fast gradient sign method (Goodfellow et al., "Explaining and Harnessing Adversarial Examples", 2015):
-    one step of `epsilon` away from the labels (N,), clipped to [0, 1]. Shapes and errors as for `jsma`."""
-    _check(images, labels)
-    return stepped(images, loss_gradient(model, images, labels), epsilon, units)
-
-
-def tgsm(
-    model: Model, images: Tensor, targets: Tensor, epsilon: float, units: Tensor | None = None
-) -> Tensor:
-    """The same step towards targets (N,): the targeted gradient sign method."""
-    _check(images, targets)
-    return stepped(images, -loss_gradient(model, images, targets), epsilon, units)
 
 
 def stepped(images: Tensor, direction: Tensor, epsilon: float, units: Tensor | None = None) -> Tensor:

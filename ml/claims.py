@@ -26,7 +26,7 @@ from ml.evidence import (
     informing,
 )
 from ml.intervals import Estimate
-from ml.measurements import ATTACKS
+from ml.measurements import SINGLE_STEPS
 from ml.verdicts import Claim, above, below, within
 
 MARGIN = 0.1  # of an accuracy: smaller differences count as none
@@ -55,7 +55,7 @@ def judge(measured: Measured) -> list[Claim]:
 def resists(measured: Measured, model: str) -> Claim:
     """1a, of one of REGULARIZED."""
     numbers = []
-    for attack in ATTACKS:
+    for attack in SINGLE_STEPS:
         # What FGSM makes for the distilled network is hardly changed (2a): nothing that one could resist.
         makers = [maker for maker in OTHERS if (attack, maker) != ("fgsm", "distilled")]
         for other in OTHERS:
@@ -90,7 +90,7 @@ def fools_all(measured: Measured, model: str) -> Claim:
             0.5,
             "share",
         )
-        for attack in ATTACKS
+        for attack in SINGLE_STEPS
         for evaluated in FIVE
     ]
     return decided(
@@ -279,7 +279,7 @@ def _not_trained(id: str, title: str, claim: str, criterion: str) -> Claim:
 def _leads(measured: Measured, model: str, other: str) -> list[tuple[str, Estimate]]:
     """By how much a model is more accurate than another, each attacked itself, and on undefended's examples."""
     share, found = measured.transfer.share, []
-    for attack in ATTACKS:
+    for attack in SINGLE_STEPS:
         for what, mine, theirs in (
             ("own examples", model, other),
             ("examples made for undefended", "undefended", "undefended"),

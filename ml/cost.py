@@ -50,7 +50,7 @@ def measure(
     """Times whole training steps (forward, backward, Adam, running averages) of each model at the schedule's batch
     size, compiled where training by that schedule is. Each objective makes one step that does not count first."""
     batch = min(schedule.batch, len(dataset.train_images))
-    compiled = schedule.steps(len(dataset.train_images)) >= train.COMPILE_FROM_STEPS
+    compiled = train.compiles(schedule, len(dataset.train_images))
     names = dict.fromkeys([BASELINE, *models])
     names |= dict.fromkeys(teacher for name in names if (teacher := DEFENSES[name].teacher) is not None)
     x = torch.from_numpy(to_float(dataset.train_images[:batch])).to(device)

@@ -1,8 +1,6 @@
 """`python -m ml.evaluate`: the paper's evidence beside its claims, as a page, figures and JSON."""
 
 import argparse
-import importlib.metadata
-import platform
 import shlex
 import sys
 import time
@@ -11,10 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
-import PIL
-import scipy
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -39,6 +33,7 @@ from ml.defenses import COMBINATIONS
 from ml.evidence import FIVE, Measured
 from ml.measurements import Bools
 from ml.models import Network
+from ml.versions import installed_versions
 
 JSMA_MODELS = ("distilled", "gradient_regularized")
 
@@ -141,9 +136,12 @@ def evaluate(
 
     Of several processes, which share the training, the first one writes.
     """
-    versions = _versions()  # first: what it needs must not be missing after hours of training
+    versions = installed_versions("scipy", "matplotlib")
     schedule = train.schedule_for(dataset.name, options.schedule, options.epochs, options.precision)
     names = (*FIVE, *(COMBINATIONS if options.combinations else ()))
+    if unused := options.penalties.keys() - set(names):
+        raise EvaluateError(f"--penalty {min(unused)}: not trained here; the models are {', '.join(names)}")
+    swept = sweep.RANGES.keys() - options.penalties.keys() if options.sweep_points else ()
     sweeps = {
         name: sweep.sweep(
             name,
@@ -154,7 +152,8 @@ def evaluate(
             checkpoints,
             sweep.penalties(name, options.sweep_points),
         )
-        for name in (sweep.RANGES if options.sweep_points else ())
+        for name in names
+        if name in swept
     }
     penalties = {**{name: found.chosen for name, found in sweeps.items()}, **options.penalties}
     models = {
@@ -217,7 +216,7 @@ def measure(
 ) -> Measured:
     """Everything that the report tells of these networks."""
     of = measurements.batch(dataset, options.images, device)
-    total = len(of.labels) * len(networks) ** 2 * len(measurements.EPSILONS) * len(measurements.ATTACKS)
+    total = len(of.labels) * len(networks) ** 2 * len(measurements.EPSILONS) * len(measurements.SINGLE_STEPS)
     with tqdm(total=total, desc="FGSM and TGSM", unit="answer", unit_scale=True) as bar:
         transfer = measurements.transfer(networks, of, on_progress=bar.update)
     return Measured(
@@ -304,18 +303,6 @@ def summary(report: Mapping[str, Any]) -> str:
     lines = ["", f"{'verdict':15}claim"]
     lines += [f"{claim['verdict']:15}{claim['id']} {claim['title']}" for claim in report["claims"]]
     return "\n".join([*lines, ""])
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "matplotlib": matplotlib.__version__,
-        "pillow": PIL.__version__,
-        "reasonable-mistakes": importlib.metadata.version("reasonable-mistakes"),
-    }
 
 
 def _at_least(least: int, or_none: bool = False) -> Any:

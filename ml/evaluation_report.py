@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import string
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
                 if caption.section == section and f"{name}.png" in records
             ],
         }
-        for section, claims in groupby(report["claims"], key=lambda claim: str(claim["id"])[0])
+        for section, claims in groupby(report["claims"], key=_section)
     ]
     return environment.get_template("evaluation.html").render(
         report=report,
@@ -131,3 +132,8 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}
+
+
+def _section(claim: Mapping[str, Any]) -> str:
+    """The number that a claim's id begins with."""
+    return str(claim["id"]).split("-")[0].rstrip(string.ascii_lowercase)

@@ -67,10 +67,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def png(draw: Callable[[], Figure], colors: int = 56, greys: int = 0) -> bytes:
+def png(draw: Callable[[], Figure], colors: int = 56, grays: int = 0) -> bytes:
     """The figure that `draw` makes, in the house style, as a PNG of few colors: reports are kept in version
     control, and noise compresses badly. Besides those with a meaning these are the `colors` that serve the figure
-    best or, where it is of pictures, so many shades of grey."""
+    best or, where it is of pictures, so many shades of gray."""
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
         raw = io.BytesIO()
         draw().savefig(raw, format="png", dpi=_DPI, metadata={"Software": None})
@@ -79,8 +79,8 @@ def png(draw: Callable[[], Figure], colors: int = 56, greys: int = 0) -> bytes:
     meant = [
         ImageColor.getrgb(color)[:3] for color in _MEANT
     ]  # no line may take the color of a band around it
-    if greys:
-        chosen = np.linspace(0, 255, greys).round().astype(int)[:, None].repeat(3, 1)
+    if grays:
+        chosen = np.linspace(0, 255, grays).round().astype(int)[:, None].repeat(3, 1)
     else:
         best = full.quantize(colors, dither=Image.Dither.NONE).getpalette("RGB") or []
         chosen = np.reshape(best, (-1, 3))
@@ -236,7 +236,7 @@ def overlap(overlaps: Sequence[Overlap]) -> Figure:
         0,
         0.5,
         f"FGSM, epsilon {OVERLAP_EPSILON}, in %.\n\nBlue: of the examples that\neither of the two gets wrong,\n"
-        "those that both do.\n\nGrey: of all examples, those\nthat this model gets wrong.",
+        "those that both do.\n\nGray: of all examples, those\nthat this model gets wrong.",
         va="center",
         transform=axes[-1].transAxes,
     )

@@ -2,8 +2,6 @@
 
 import argparse
 import hashlib
-import importlib.metadata
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 import torch
 from torch import nn
 
@@ -24,6 +21,7 @@ from ml.defenses import DEFENSES
 from ml.labeled_folder import load_folder
 from ml.manifest import is_name
 from ml.pairs import Attempts, PairsError, Right, RightAnswers, attack_enough
+from ml.versions import installed_versions
 
 STUDY_MODELS = ("undefended", "distilled", "gradient_regularized")
 
@@ -127,7 +125,7 @@ def generate(
     named so. Several processes share the work; the
     first one writes. Raises GenerateError, PairsError, TrainingError, OwnModelError, PackError.
     """
-    versions = _versions()  # first: what it needs must not be missing after an hour of training
+    versions = installed_versions()
     started = time.monotonic()
     judges = judges_for(models, dataset, schedule, seed, device, checkpoints, penalties or {})
     trained = time.monotonic()
@@ -168,6 +166,8 @@ def judges_for(
 ) -> dict[str, Judge]:
     """The models by name, trained, restored or the researcher's own. Errors as of `generate`."""
     names = [model.partition("=")[0] for model in models]
+    if unused := penalties.keys() - set(models):
+        raise GenerateError(f"--penalty {min(unused)}: not trained here; the models are {', '.join(names)}")
     for model, name in zip(models, names, strict=True):
         if "=" not in model and model not in DEFENSES:
             raise GenerateError(
@@ -325,16 +325,6 @@ def summary(written: pack.Pack, attempts: Attempts, dataset: Dataset) -> str:
 def _rate(success: npt.NDArray[np.bool_]) -> dict[str, int | float]:
     count, n = int(success.sum()), len(success)
     return {"count": count, "n": n, "rate": round(count / n, 6)}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
-        "reasonable-mistakes": importlib.metadata.version("reasonable-mistakes"),
-    }
 
 
 if __name__ == "__main__":

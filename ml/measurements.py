@@ -20,7 +20,7 @@ from ml.intervals import Values
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-ATTACKS = ("fgsm", "tgsm")
+SINGLE_STEPS = ("fgsm", "tgsm")
 EPSILONS = tuple(round(0.1 * step, 1) for step in range(8))
 OVERLAP_EPSILON = 0.4  # at which the paper draws the overlap of misclassified examples
 FLOOR = 1e-20  # of gradient norms
@@ -30,7 +30,7 @@ LABELS = ("true", "next")  # the labels that gradients and probabilities are tak
 _CHUNK = 500  # images at once
 
 
-class Judge(Protocol):
+class Evaluated(Protocol):
     """What is evaluated: `ml.models.Network`, or anything that can be called and asked for units as it can."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -116,7 +116,7 @@ def batch(dataset: Dataset, images: int, device: torch.device) -> Batch:
 
 
 def transfer(
-    networks: Mapping[str, Judge],
+    networks: Mapping[str, Evaluated],
     of: Batch,
     epsilons: Sequence[float] = EPSILONS,
     on_progress: Callable[[int], object] = lambda judged: None,
@@ -127,8 +127,8 @@ def transfer(
     with the number of networks' answers (one an image) that have been added.
     """
     names, count = tuple(networks), len(of.labels)
-    correct = {a: np.zeros((len(names), len(epsilons), len(names), count), dtype=bool) for a in ATTACKS}
-    for attack, attacked in zip(ATTACKS, LABELS, strict=True):
+    correct = {a: np.zeros((len(names), len(epsilons), len(names), count), dtype=bool) for a in SINGLE_STEPS}
+    for attack, attacked in zip(SINGLE_STEPS, LABELS, strict=True):
         for made, maker in enumerate(networks.values()):
             for part in _parts(count):
                 images, labels = of.images[part], of.labels[part]
@@ -143,7 +143,7 @@ def transfer(
     return Transfer(names, tuple(epsilons), correct)
 
 
-def gradients(networks: Mapping[str, Judge], of: Batch) -> Gradients:
+def gradients(networks: Mapping[str, Evaluated], of: Batch) -> Gradients:
     """Norms, smoothness and vanishing of input gradients, and log-probabilities, of every model."""
     norms: dict[str, dict[str, Floats]] = {}
     vanished: dict[str, dict[str, Bools]] = {}
@@ -226,7 +226,7 @@ def quantiles(values: Values) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _answers(network: Judge, images: Tensor) -> Tensor:
+def _answers(network: Evaluated, images: Tensor) -> Tensor:
     return network(images).argmax(1)
 
 

@@ -1,6 +1,5 @@
 """The network of the study: two convolutions and two dense layers, with batch norm (Ross and Doshi-Velez, 2018)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from ml.input_gradient import (
 Statistics = list[Tensor]
 
 # What follows a layer without biases: the layer's output, normalized.
-Normalized = Callable[["nn.Conv2d | nn.Linear", "BatchNorm", Tensor], Tensor]
 
 MOMENTUM = 0.9  # of the running averages, in TensorFlow's sense: new = 0.9 old + 0.1 batch
 DROPOUT = 0.5
@@ -149,12 +147,18 @@ class Network(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""
 
-        def normalized(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
+        def folded(layer: nn.Conv2d | nn.Linear, norm: BatchNorm, x: Tensor) -> Tensor:
             weight, bias = norm.folded(layer)
             return F.linear(x, weight, bias) if x.ndim == 2 else F.conv2d(x, weight, bias, padding=2)
 
         x = self.normalize(pixels)
-        return self._layers(x if self.local_contrast is None else self.local_contrast(x), normalized, None)
+        x = x if self.local_contrast is None else self.local_contrast(x)
+        # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
+        x = torch.relu(F.max_pool2d(folded(self.conv1, self.norm1, x), 2))  # (N, 32, H/2, W/2)
+        x = torch.relu(F.max_pool2d(folded(self.conv2, self.norm2, x), 2))  # (N, 64, H/4, W/4)
+        x = torch.relu(folded(self.dense1, self.norm3, x.flatten(1)))  # (N, 1024)
+        logits: Tensor = self.dense2(x)  # (N, K)
+        return logits
 
     def on_batch(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Statistics]:
         """Logits (N, K) and batch statistics in training, of `normalize`d images x (N, C, H, W); `keep` (N, 1024)
@@ -220,15 +224,3 @@ class Network(nn.Module):
         """Moves the running averages towards one batch's statistics."""
         for running, of_batch in zip(self.averages, statistics, strict=True):
             running.lerp_(of_batch, 1 - MOMENTUM)
-
-    def _layers(self, x: Tensor, normalized: Normalized, keep: Tensor | None) -> Tensor:
-        # ReLU and max-pool commute; pooling first leaves ReLU a quarter of the work.
-        x = normalized(self.conv1, self.norm1, x)  # (N, 32, H, W)
-        x = torch.relu(F.max_pool2d(x, 2))  # (N, 32, H/2, W/2)
-        x = normalized(self.conv2, self.norm2, x)  # (N, 64, H/2, W/2)
-        x = torch.relu(F.max_pool2d(x, 2))  # (N, 64, H/4, W/4)
-        x = torch.relu(normalized(self.dense1, self.norm3, x.flatten(1)))  # (N, 1024)
-        if keep is not None:
-            x = x * keep
-        logits: Tensor = self.dense2(x)  # (N, K)
-        return logits

@@ -198,9 +198,14 @@ def _attack_chunk(
     device = train.device_of(network)
     x = torch.from_numpy(to_float(images)).to(device)
     aim = torch.from_numpy(targets).to(device)
-    if isinstance(network, Network) and "units" in inspect.signature(function).parameters:
+    accepted = inspect.signature(function).parameters
+    if isinstance(network, Network) and "units" in accepted:
         parameters = {**parameters, "units": network.units(x)}
-    result = function(network, x, aim, **parameters, on_progress=on_progress)
+    if "on_progress" in accepted:
+        result = function(network, x, aim, **parameters, on_progress=on_progress)
+    else:
+        result = function(network, x, aim, **parameters)
+        on_progress(len(x))
     pixels = np.rint(result.images.cpu().numpy() * 255).astype(np.uint8)
     stored = np.stack([pack.decode_png(pack.encode_png(image[0])) for image in pixels])[:, None]
     logits = train.predict(network, stored).double()

@@ -15,7 +15,7 @@ from ml.measurements import LABELS
 from ml.pictures import Examples, InputGradients, Path, Pixels
 
 _GAP = 0.06  # between pictures, as a share of one
-_GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
+_GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "nearest"}
 
 
 def jsma(made: Mapping[str, Examples], labels: Sequence[str]) -> Figure:
@@ -58,7 +58,7 @@ def tgsm_path(paths: Mapping[str, Path], labels: Sequence[str]) -> Figure:
     target = first.last.targets[pair]
     for row, (model, path) in enumerate(paths.items()):
         for step, (ax, examples) in enumerate(zip(axes[row], path.steps, strict=True)):
-            ax.imshow(_grey(examples.images[pair]), **_GREY)
+            ax.imshow(_gray(examples.images[pair]), **_GRAY)
             _bare(ax)
             given = examples.predictions[pair]
             words = f"“{labels[given]}” ✓" if given == target else f"“{labels[given]}”"
@@ -80,7 +80,7 @@ def input_gradients(shown: InputGradients, labels: Sequence[str]) -> Figure:
     figure = Figure(figsize=(WIDTH, len(shown.images) * cell + 1.1), layout="constrained")
     axes = np.atleast_2d(figure.subplots(len(shown.images), columns))
     for row, image in enumerate(shown.images):
-        axes[row, 0].imshow(_grey(image), **_GREY)
+        axes[row, 0].imshow(_gray(image), **_GRAY)
         axes[row, 0].set_ylabel(labels[shown.labels[row]], rotation=0, ha="right", va="center")
         for block, label in enumerate(LABELS):
             for column, model in enumerate(models):
@@ -116,7 +116,7 @@ def _grid(ax: Axes, examples: Examples, rows: Sequence[int], labels: Sequence[st
         failed = {int(examples.targets[i]) for i in mine if not examples.success[i]}
         for column, picture in pictures.items():
             box = (column, column + size, row + size, row)
-            ax.imshow(_grey(picture), extent=box, **_GREY)
+            ax.imshow(_gray(picture), extent=box, **_GRAY)
             color = ORIGINAL if column == row else FAILED if column in failed else None
             if color:
                 ax.add_patch(Rectangle((column, row), size, size, fill=False, edgecolor=color, lw=1.6))
@@ -129,7 +129,7 @@ def _grid(ax: Axes, examples: Examples, rows: Sequence[int], labels: Sequence[st
     ax.spines[:].set_visible(False)
 
 
-def _grey(image: Pixels) -> npt.NDArray[np.float32]:
+def _gray(image: Pixels) -> npt.NDArray[np.float32]:
     """(H, W), the mean of the channels of (C, H, W)."""
     return np.asarray(image.mean(0))
 

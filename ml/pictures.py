@@ -9,9 +9,9 @@ import torch
 
 from ml import attacks
 from ml.datasets import Dataset, to_float
-from ml.measurements import LABELS, Bools, Floats, Judge
+from ml.measurements import LABELS, Bools, Evaluated, Floats
 
-STEPS, EPSILON = 10, 0.1  # of iterated TGSM
+STEPS, EPSILON = attacks.ATTACKS["tgsm"][1]["steps"], attacks.ATTACKS["tgsm"][1]["epsilon"]
 JSMA_SOURCES = 5  # test images of each of the first two labels that numbers are of; pictures are of the first
 SHOWN_GRADIENTS = 5  # labels whose first test image is shown with its input gradients
 
@@ -74,7 +74,7 @@ def first_of_each(dataset: Dataset, labels: Sequence[int], count: int) -> Intege
     return np.concatenate([np.flatnonzero(dataset.test_labels == label)[:count] for label in labels])
 
 
-def jsma(network: Judge, dataset: Dataset, device: torch.device) -> Examples:
+def jsma(network: Evaluated, dataset: Dataset, device: torch.device) -> Examples:
     """JSMA on the first images of the first two labels (0s and 1s), towards every other label."""
     sources, targets = _pairs(dataset, first_of_each(dataset, (0, 1), JSMA_SOURCES))
     images = to_float(dataset.test_images[sources])
@@ -82,7 +82,7 @@ def jsma(network: Judge, dataset: Dataset, device: torch.device) -> Examples:
     return _examples(dataset, sources, targets, result)
 
 
-def iterated_tgsm(network: Judge, dataset: Dataset, device: torch.device) -> Path:
+def iterated_tgsm(network: Evaluated, dataset: Dataset, device: torch.device) -> Path:
     """Iterated TGSM on the first image of every label, towards every other label, as it is after each step."""
     sources, targets = _pairs(dataset, first_of_each(dataset, range(len(dataset.labels)), 1))
     x = torch.from_numpy(to_float(dataset.test_images[sources])).to(device)
@@ -99,7 +99,9 @@ def iterated_tgsm(network: Judge, dataset: Dataset, device: torch.device) -> Pat
     return Path(tuple(steps), np.stack(probabilities))
 
 
-def input_gradients(networks: Mapping[str, Judge], dataset: Dataset, device: torch.device) -> InputGradients:
+def input_gradients(
+    networks: Mapping[str, Evaluated], dataset: Dataset, device: torch.device
+) -> InputGradients:
     """Each model's input gradients on the first test image of the first few labels."""
     count = len(dataset.labels)
     sources = first_of_each(dataset, range(min(SHOWN_GRADIENTS, count)), 1)

@@ -17,7 +17,6 @@ from ml.datasets import Dataset
 from ml.pack import CleanImage, Pack, Pixels, Stimulus
 
 TOLERANCE = 1e-3  # of target_probability: another processor rounds differently
-ACCURACY_TOLERANCE = 0.002  # of clean_accuracy: such rounding may turn an image or two
 
 _CHUNK = 1000  # images that a network is shown at once
 
@@ -106,7 +105,7 @@ def _ask_one(
         answers = _probabilities(trained, dataset.test_images, f"{model}, all test images").argmax(1)
         accuracy = float((answers == dataset.test_labels).mean())
         summary += f"; {accuracy:.2%} of {len(answers):,} test images"
-        if not abs(accuracy - trained.clean_accuracy) <= ACCURACY_TOLERANCE:
+        if not abs(accuracy - trained.clean_accuracy) <= train.ACCURACY_TOLERANCE:
             differences.append(
                 f"{model}: clean_accuracy {trained.clean_accuracy:.6f} in its checkpoint, measured {accuracy:.6f}"
             )

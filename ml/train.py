@@ -25,11 +25,14 @@ from ml.datasets import Dataset, to_float
 from ml.defenses import DEFENSES, Objective
 from ml.models import Network
 
-# Part of every checkpoint's identity: raise it when a change here makes old checkpoints not comparable.
+# Part of every checkpoint's identity: raise it when a change of how networks are trained (here, in `defenses`,
+# `models` or `input_gradient`) makes old checkpoints not comparable.
 RECIPE = 1
 
 # torch.compile takes a minute or two; below this many steps eager training ends sooner.
 COMPILE_FROM_STEPS = 300
+
+ACCURACY_TOLERANCE = 0.002  # of clean_accuracy, asked again: rounding elsewhere may turn an image or two
 
 
 class TrainingError(RuntimeError):
@@ -186,7 +189,12 @@ def configuration(
     """Everything that decides what a checkpoint holds, as JSON."""
     if model == "distillation_teacher" and schedule.batches:
         schedule = replace(schedule, batches=min(schedule.batches, _MOST_TEACHER_BATCHES))
-    contrast = {"contrast_normalized": True} if dataset.contrast_normalized else {}
+    settings = DEFENSES[model].settings_for(dataset.name) | (settings or {})
+    further: dict[str, Any] = {"contrast_normalized": True} if dataset.contrast_normalized else {}
+    if teacher := DEFENSES[model].teacher:
+        of_teacher = DEFENSES[teacher].settings_for(dataset.name)
+        if not of_teacher.items() <= settings.items():
+            further["teacher_settings"] = of_teacher
     return {
         "recipe": RECIPE,
         "model": model,
@@ -194,11 +202,11 @@ def configuration(
         "data_sha256": dataset.sha256,
         "image_shape": list(dataset.train_images.shape[1:]),
         "classes": len(dataset.labels),
-        "settings": DEFENSES[model].settings_for(dataset.name) | (settings or {}),
-        "teacher": DEFENSES[model].teacher,
+        "settings": settings,
+        "teacher": teacher,
         "schedule": {key: value for key, value in asdict(schedule).items() if value is not None},
         "seed": seed,
-    } | contrast
+    } | further
 
 
 def fit(
@@ -238,9 +246,7 @@ def fit(
     x, y, targets = torch.from_numpy(to_float(images)).to(device), labels.to(device), targets.to(device)
     x = network.normalize(x)
     network.low, network.high = x.min().item(), x.max().item()
-    # What couples the processes is beyond the compiler.
-    compiled = total >= COMPILE_FROM_STEPS and distributed.processes() == 1
-    step = Step(objective, config["settings"], compiled)
+    step = Step(objective, config["settings"], compiles(schedule, len(images)))
     done = _restored(path, network, optimizer, config)
 
     per_epoch = len(x) // batch
@@ -293,6 +299,11 @@ def _restored(
     if steps and distributed.first():
         tqdm.write(f"training {config['model']} goes on from step {steps}")
     return steps
+
+
+def compiles(schedule: Schedule, images: int) -> bool:
+    """Whether a training on so many images is compiled. What couples several processes is beyond the compiler."""
+    return schedule.steps(images) >= COMPILE_FROM_STEPS and distributed.processes() == 1
 
 
 class Step:
@@ -353,7 +364,7 @@ def predict(network: torch.nn.Module, images: npt.NDArray[np.uint8], chunk: int 
 def right_answers(model: Trained, dataset: Dataset) -> npt.NDArray[np.bool_]:
     """(N,), whether the model is right about each test image; TrainingError if it is no longer what was trained."""
     right = predict(model.network, dataset.test_images).argmax(1).numpy() == dataset.test_labels
-    if abs(float(right.mean()) - model.clean_accuracy) > 0.002:  # rounding elsewhere may turn an image or two
+    if abs(float(right.mean()) - model.clean_accuracy) > ACCURACY_TOLERANCE:
         raise TrainingError(
             f"{model.checkpoint}: an accuracy of {right.mean():.4f} where the checkpoint says "
             f"{model.clean_accuracy:.4f}; it is damaged: delete it, and the next run trains it again"

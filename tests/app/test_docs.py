@@ -82,7 +82,17 @@ def test_every_module_of_the_laboratory_is_named_for_contributors() -> None:
 def test_what_contributors_are_sent_to_is_there() -> None:
     """Every file and every name in code that CONTRIBUTING.md speaks of."""
     files = set(re.findall(r"`((?:[\w.]+/)*[\w.]+\.(?:py|js|html|R|po|md|toml|txt))`", CONTRIBUTING))
-    folders = ["", "app", "app/analysis", "app/translations", "ml", "static", "templates", "tests/app"]
+    folders = [
+        "",
+        "app",
+        "app/analysis",
+        "app/translations",
+        "ml",
+        "static",
+        "templates",
+        "tests/app",
+        "tests/ml",
+    ]
     assert len(files) > 40
     assert [name for name in sorted(files) if not any((ROOT / f / name).is_file() for f in folders)] == []
     code = "\n".join(

@@ -490,7 +490,7 @@ def test_texts_in_cells_stand_out() -> None:
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5, fill
 
 
-def test_grey_print_tells_the_parts_apart() -> None:
+def test_gray_print_tells_the_parts_apart() -> None:
     lightness = [116 * luminance(fill) ** (1 / 3) - 16 for fill in charts.PARTS.values()]
     for i, a in enumerate(lightness):
         for b in lightness[:i]:

@@ -8,7 +8,7 @@ import numpy as np
 from ml.cost import Cost
 from ml.defenses import COMBINATIONS
 from ml.evidence import FIVE, REGULARIZED, Measured
-from ml.measurements import ATTACKS, EPSILONS, Gradients, Transfer
+from ml.measurements import EPSILONS, SINGLE_STEPS, Gradients, Transfer
 from ml.pictures import Examples, Path
 
 N = 400
@@ -61,8 +61,8 @@ class Story:
         # The images that a model finds easiest differ from model to model in part.
         common = random.random(self.n)
         ease = {m: np.argsort(np.argsort(common + 0.3 * random.random(self.n))) for m in self.models}
-        correct = {a: np.zeros((count, len(EPSILONS), count, self.n), dtype=bool) for a in ATTACKS}
-        for attack in ATTACKS:
+        correct = {a: np.zeros((count, len(EPSILONS), count, self.n), dtype=bool) for a in SINGLE_STEPS}
+        for attack in SINGLE_STEPS:
             for made, made_for in enumerate(self.models):
                 for level, epsilon in enumerate(EPSILONS):
                     for judge, evaluated in enumerate(self.models):

@@ -227,7 +227,7 @@ def test_the_same_checkpoints_give_the_same_report_but_for_times(
     assert second == first
 
 
-@pytest.mark.parametrize("how", [{"colors": 8}, {"greys": 8}])
+@pytest.mark.parametrize("how", [{"colors": 8}, {"grays": 8}])
 def test_few_colors_leave_those_with_a_meaning(how: dict[str, int]) -> None:
     def noisy() -> Figure:
         figure = Figure(figsize=(3, 3))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ml import datasets, generate, pack, pairs, train, verify
+from ml import attacks, datasets, generate, pack, pairs, train, verify
 from ml.datasets import Dataset
 from tests.ml.conftest import ROOT, Run, mnist_dirs
 
@@ -264,6 +264,33 @@ def test_another_penalty_is_another_checkpoint(small_digits: Dataset, tmp_path: 
         stated = judges["gradient_regularized"].record["training"]["settings"]
         assert stated == {"penalty": penalties.get("gradient_regularized", 20.0)}
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_a_penalty_for_a_model_that_is_not_trained_is_refused(small_digits: Dataset, tmp_path: Path) -> None:
+    schedule = train.Schedule(epochs=1, batch=64)
+    with pytest.raises(generate.GenerateError, match="--penalty double_backprop: not trained here"):
+        generate.judges_for(
+            ["gradient_regularized"], small_digits, schedule, 2, CPU, tmp_path, {"double_backprop": 7.0}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attack_is_given_what_it_asks_for_and_progress_shows_all_the_same(small_digits: Dataset) -> None:
+    def shortest(
+        model: attacks.Model, images: torch.Tensor, targets: torch.Tensor, bright: float
+    ) -> attacks.AttackResult:
+        x = torch.full_like(images, bright)
+        n = len(x)
+        return attacks.AttackResult(
+            x, model(x).argmax(1), torch.ones(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
+        )
+
+    done: list[int] = []
+    network, images = Stubborn(0.5), small_digits.test_images[: attacks.CHUNK + 3]
+    targets = np.zeros(len(images), dtype=np.int64)
+    attacked = pairs.attack_pairs(network, images, targets, shortest, {"bright": 0.2}, done.append)
+    assert (attacked.pixels == 51).all()
+    assert sum(done) == len(images)
 
 
 def test_too_few_images_that_fool_every_model_is_one_clear_line(small_digits: Dataset) -> None:

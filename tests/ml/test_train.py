@@ -347,6 +347,18 @@ def test_a_gpu_that_is_not_there_is_one_clear_line() -> None:
             train.pick_device("cuda")
 
 
+def test_a_teacher_trained_otherwise_is_another_student(
+    small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def student() -> dict[str, Any]:
+        return train.configuration("distilled", small_digits, SCHEDULE, 3)
+
+    before = student()
+    other = dataclasses.replace(defenses.DEFENSES["distillation_teacher"], settings={"temperature": 5.0})
+    monkeypatch.setitem(defenses.DEFENSES, "distillation_teacher", other)
+    assert student() == before | {"teacher_settings": {"temperature": 5.0}}
+
+
 def test_products_in_bfloat16_are_another_training_of_the_same_accuracy(
     trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
 ) -> None:
