@@ -25,6 +25,7 @@ class Cost:
     batch: int
     compiled: bool
     seconds: Mapping[str, tuple[float, ...]]  # by model, teachers among them: one a repetition
+    steps: Mapping[str, int]  # of a whole training, by model
 
     def trainings(self, model: str) -> tuple[str, ...]:
         """The trainings that the model takes: its own, and that of its teacher."""
@@ -33,9 +34,13 @@ class Cost:
 
     def ratio(self, model: str) -> Estimate:
         """The median over repetitions of the cost of all its trainings, in undefended ones."""
+        weights = [self.steps[name] / self.steps[BASELINE] for name in self.trainings(model)]
         taken = zip(*(self.seconds[name] for name in self.trainings(model)), strict=True)
         return intervals.median(
-            [sum(own) / one for own, one in zip(taken, self.seconds[BASELINE], strict=True)]
+            [
+                sum(weight * seconds for weight, seconds in zip(weights, own, strict=True)) / one
+                for own, one in zip(taken, self.seconds[BASELINE], strict=True)
+            ]
         )
 
 
@@ -65,7 +70,8 @@ def measure(
         step = train.Step(DEFENSES[name].objective, DEFENSES[name].settings_for(dataset.name), compiled)
         ways[name] = whole_step(step, network.to(device), x, targets, schedule.precision)
     times = interleaved(ways, repetitions, on_progress)
-    return Cost(batch, compiled, {name: tuple(seconds) for name, seconds in times.items()})
+    steps = {name: train.schedule_of(name, schedule).steps(len(dataset.train_images)) for name in names}
+    return Cost(batch, compiled, {name: tuple(seconds) for name, seconds in times.items()}, steps)
 
 
 def whole_step(

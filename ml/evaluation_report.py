@@ -2,9 +2,7 @@
 
 import base64
 import json
-import shutil
 import string
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
@@ -14,7 +12,9 @@ from typing import Any
 import jinja2
 
 from ml.captions import CAPTIONS
+from ml.defenses import DEFENSES
 from ml.evidence import NAMES
+from ml.folders import replaced
 from ml.verdicts import shown, shown_interval
 
 FORMAT = "evaluation/1"
@@ -47,31 +47,21 @@ def write(folder: Path, report: Mapping[str, Any], figures: Mapping[str, bytes])
     """Writes the report's folder: all of it, or nothing.
 
     `report` is JSON with its claims and, for each of `figures` (PNGs by file name), a record; "format" is added
-    here. What was there is replaced; further files beside it, which no report names, are kept. The caller has
+    here. What was there is replaced; what else lies in the folder, which no report names, is kept. The caller has
     asked `replaceable`. Raises OSError.
     """
     complete = {**report, "format": FORMAT}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as holder:
-        fresh, old = Path(holder) / "fresh", Path(holder) / "old"
-        fresh.mkdir()
+    with replaced(folder, _files) as fresh:
         for name, data in figures.items():
             (fresh / name).write_bytes(data)
         text = json.dumps(complete, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         (fresh / "report.json").write_text(text + "\n", encoding="utf-8")
         (fresh / "report.html").write_text(page(complete, figures), encoding="utf-8")
-        if folder.exists():
-            ours = {"report.json", "report.html", *(f["file"] for f in _read(folder).get("figures", []))}
-            for extra in folder.iterdir():
-                if extra.is_file() and extra.name not in ours:
-                    shutil.copy2(extra, fresh / extra.name)
-            folder.rename(old)
-        try:
-            fresh.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
+
+
+def _files(folder: Path) -> list[str]:
+    """What is the report's of an old folder."""
+    return ["report.json", "report.html", *(figure["file"] for figure in _read(folder).get("figures", []))]
 
 
 def page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
@@ -108,6 +98,7 @@ def page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
         marks=MARKS,
         shown=shown,
         shown_interval=shown_interval,
+        other_penalties=_other_penalties(report),
         counts=Counter(claim["verdict"] for claim in report["claims"]),
     )
 
@@ -132,6 +123,17 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}
+
+
+def _other_penalties(report: Mapping[str, Any]) -> list[str]:
+    """One sentence for each model whose gradient penalty is not the paper's."""
+    sentences = []
+    for name, model in report["models"].items():
+        penalty = model["config"]["settings"].get("penalty")
+        published = DEFENSES[name].settings_for(report["dataset"]["name"]).get("penalty")
+        if penalty != published:
+            sentences.append(f"{NAMES[name]}: {penalty:g} in place of the paper’s {published:g}")
+    return sorted(sentences)
 
 
 def _section(claim: Mapping[str, Any]) -> str:

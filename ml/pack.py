@@ -11,9 +11,7 @@ measures everything in a pack anew (`ml/verify.py`).
 import hashlib
 import io
 import json
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ml.folders import replaced
 from ml.manifest import (
     FORMAT,
     CleanImage,
@@ -127,29 +126,21 @@ def write(directory: Path, manifest: dict[str, Any], images: Iterable[bytes]) ->
 
     `manifest` has every key of the format but "format" and "pack_sha256", which are set here; `images` are
     the PNGs it names by hash. The pack is built in a temporary folder beside `directory`, read back with
-    every check of `read`, then renamed. A pack that was there is replaced, and further files beside its
-    manifest (a README) are kept; a folder that is no pack is left alone. Raises PackError.
+    every check of `read`, then renamed. A pack that was there is replaced, and what lies beside its manifest and
+    images (a README) is kept; a folder that is no pack is left alone. Raises PackError, OSError.
     """
     directory = Path(directory)
     if directory.exists() and not replaceable(directory):
         raise PackError(f"{directory}: exists and is not a stimulus pack; choose another folder")
     complete = {**manifest, "format": FORMAT}
     complete["pack_sha256"] = pack_sha256(complete)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as holder:
-        fresh, old = Path(holder) / "fresh", Path(holder) / "old"
-        (fresh / "images").mkdir(parents=True)
+    with replaced(directory, lambda old: ("images", "manifest.json")) as fresh:
+        (fresh / "images").mkdir()
         for data in images:
             _image_path(fresh, hashlib.sha256(data).hexdigest()).write_bytes(data)
         text = json.dumps(complete, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
         (fresh / "manifest.json").write_text(text + "\n", encoding="utf-8")
         read(fresh)
-        if directory.exists():
-            for extra in directory.iterdir():
-                if extra.is_file() and extra.name != "manifest.json":
-                    shutil.copy2(extra, fresh / extra.name)
-            directory.rename(old)
-        fresh.rename(directory)
     return read(directory)
 
 

@@ -110,6 +110,7 @@ class Story:
                 name: tuple(self.cost.get(name, 1.0) * (1 + self.noise * random.standard_normal(15)))
                 for name in names
             },
+            dict.fromkeys(names, 936),
         )
 
 
