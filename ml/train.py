@@ -79,6 +79,13 @@ def schedule_for(
     return schedule if epochs is None else replace(schedule, epochs=epochs)
 
 
+def schedule_of(model: str, schedule: Schedule) -> Schedule:
+    """The schedule as this model is trained by it: a teacher makes at most 10,000 batches, as in the paper."""
+    if model == "distillation_teacher" and schedule.batches:
+        return replace(schedule, batches=min(schedule.batches, _MOST_TEACHER_BATCHES))
+    return schedule
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every command that trains."""
     parser.add_argument(
@@ -187,8 +194,7 @@ def configuration(
     model: str, dataset: Dataset, schedule: Schedule, seed: int, settings: dict[str, float] | None = None
 ) -> dict[str, Any]:
     """Everything that decides what a checkpoint holds, as JSON."""
-    if model == "distillation_teacher" and schedule.batches:
-        schedule = replace(schedule, batches=min(schedule.batches, _MOST_TEACHER_BATCHES))
+    schedule = schedule_of(model, schedule)
     settings = DEFENSES[model].settings_for(dataset.name) | (settings or {})
     further: dict[str, Any] = {"contrast_normalized": True} if dataset.contrast_normalized else {}
     if teacher := DEFENSES[model].teacher:
