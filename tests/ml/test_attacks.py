@@ -188,6 +188,22 @@ def test_iterated_tgsm_follows_its_formula() -> None:
     assert result.iterations.tolist() == [3] * 6
 
 
+def test_iterated_tgsm_reports_every_pair_once_its_chunk_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "CHUNK", 5)
+    model, (images, targets) = small_model(3), small_batch(12)
+    finished: list[int] = []
+    attacks.iterated_tgsm(model, images, targets, steps=2, on_progress=finished.append)
+    assert finished == [5, 5, 2]
+
+
+def test_every_attack_of_packs_has_an_oracle_here() -> None:
+    oracles = {
+        attacks.jsma: test_jsma_makes_the_images_of_a_naive_jsma,
+        attacks.iterated_tgsm: test_iterated_tgsm_follows_its_formula,
+    }
+    assert {function for function, _ in attacks.ATTACKS.values()} == set(oracles)
+
+
 @pytest.mark.parametrize(
     ("images", "targets", "complaint"),
     [

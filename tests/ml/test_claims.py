@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from ml import claims
@@ -10,7 +11,7 @@ from ml.captions import CAPTIONS
 from ml.evidence import FIVE, OTHERS, REGULARIZED
 from ml.intervals import Estimate
 from ml.verdicts import Claim, Number, above, below, shown, shown_interval, together, within
-from tests.ml.evidence import ALL, Story, as_published
+from tests.ml.evidence import ALL, Story, as_published, examples
 
 
 def verdicts(story: Story) -> dict[str, str]:
@@ -243,6 +244,47 @@ def test_published_points_and_shape() -> None:
     assert lead.estimate.n == 400
 
 
+def test_published_points_are_judged_on_the_first_256_images() -> None:
+    def judged(wrong: slice) -> str:
+        measured = Story().build()
+        measured.transfer.correct["fgsm"][..., wrong] = False
+        (found,) = [claim for claim in claims.judge(measured) if claim.id == "9b"]
+        return found.verdict
+
+    assert judged(slice(256, None)) == "holds"
+    assert judged(slice(0, 100)) == "does not hold"
+
+
+# By how much of epsilon each model's accuracy falls below 1, whatever made the examples.
+SLOPES = {"double_backprop": 0.5, "gradient_regularized": 0.5, "entropy_regularized": 0.5}
+SLOPES |= {"distilled_double_backprop": 0.0, "adversarial_double_backprop": 0.0}
+
+
+def test_epsilons_are_averaged_from_where_the_criteria_say() -> None:
+    story = Story(
+        lambda attack, made_for, evaluated, epsilon: 1 - SLOPES.get(evaluated, 1.0) * epsilon, models=ALL
+    )
+    found = {claim.id: claim for claim in claims.judge(story.build())}
+
+    def values(id: str) -> list[float]:
+        return [number.estimate.value for number in found[id].numbers]
+
+    # 0.4 to 0.7, of which 0.55 is the mean: on lines of slope 1 against those of slope 0.5, or against epsilon 0.
+    for id in ("1a-true", "1a-uniform", "1b-true", "1b-uniform", "2b"):
+        assert "epsilon 0.4 to 0.7" in found[id].criterion
+    for id in ("1a-true", "1a-uniform"):
+        assert values(id) == pytest.approx([0.275] * 6)
+    for id in ("1b-true", "1b-uniform"):
+        assert values(id) == pytest.approx([0.45, 0.45, 0.45, 0.725, 0.725] * 2)
+    assert values("2b") == pytest.approx([-0.55, -0.55, -0.55, -0.275, -0.275])
+    # 0.1 to 0.7, of which 0.4 is the mean; images that nothing attacks are not among them.
+    for id in ("2d", "8a", "8b", "8c"):
+        assert "epsilon 0.1 to 0.7" in found[id].criterion
+    assert values("2d") == pytest.approx([0.0, 0.6, 0.6, 0.6, 0.8, 0.8])
+    assert values("8a") == values("8b") == pytest.approx([0.2] * 4)
+    assert values("8c") == pytest.approx([0.4] * 4 + [0.2] * 4)
+
+
 def test_people_decide_about_pictures() -> None:
     for claim in claims.judge(Story().build()):
         if claim.id in ("4", "5", "6"):
@@ -250,6 +292,20 @@ def test_people_decide_about_pictures() -> None:
             assert "human-subject study" in claim.reason
             assert claim.numbers
             assert {number.verdict for number in claim.numbers} == {None}
+
+
+def test_pixels_are_counted_where_jsma_reached_its_target() -> None:
+    made = examples(0.9)  # the first 81 of 90 pairs
+    changed = np.where(made.success, 3, 11)
+    # Of 16 pixels the first so many differ.
+    differ = (np.arange(16) < changed[:, None]).reshape(90, 1, 4, 4)
+    images = np.where(differ, 1 - made.originals, made.originals)
+    measured = replace(Story().build(), jsma={"distilled": replace(made, images=images)})
+    (claim,) = [claim for claim in claims.judge(measured) if claim.id == "4"]
+    number = {number.what: number for number in claim.numbers}[
+        "Pixels changed where the target is reached: distilled"
+    ]
+    assert (number.estimate.value, number.estimate.n) == (3, 81)
 
 
 def test_a_model_that_does_worse_never_gets_a_better_verdict() -> None:
@@ -274,6 +330,16 @@ def test_conditions_hang_on_the_whole_interval() -> None:
     assert within("", estimate, 0.61, 0.7, "share").verdict == "does not hold"
 
 
+def test_an_interval_that_ends_at_the_bound_lies_neither_above_nor_below_but_within() -> None:
+    estimate = Estimate(0.5, 0.4, 0.6, 10)
+    for bound in (0.4, 0.6):
+        assert above("", estimate, bound, "share").verdict == "undecided"
+        assert below("", estimate, bound, "share").verdict == "undecided"
+    assert within("", estimate, 0.4, 0.6, "share").verdict == "holds"
+    assert within("", estimate, 0.6, 0.7, "share").verdict == "undecided"
+    assert within("", estimate, 0.3, 0.4, "share").verdict == "undecided"
+
+
 def test_a_claim_is_as_strong_as_its_weakest_condition() -> None:
     yes = Number("", Estimate(1, 1, 1, 1), "number", "", "holds")
     no, open_, silent = (replace(yes, verdict=verdict) for verdict in ("does not hold", "undecided", None))
@@ -294,10 +360,54 @@ def test_numbers_as_they_are_read() -> None:
     assert shown_interval(-0.012, 0.041, "points") == "−1.2 to +4.1 points"
 
 
+def test_bounds_are_those_of_the_criteria() -> None:
+    """Copied by hand from the sentences; a number's `wanted` is made of the bound that decides."""
+    alike, twice, thrice = (
+        "between −10.0 points and +10.0 points",
+        "between × 1.5 and × 2.5",
+        "between × 2.5 and × 3",
+    )
+    bounds = {
+        "1a-true": {"more than 0.0 points"},
+        "1a-uniform": {"more than 0.0 points"},
+        "1b-true": {"less than 50.0 %"},
+        "1b-uniform": {"less than 50.0 %"},
+        "2a": {"more than 50.0 %"},
+        "2b": {alike},
+        "2c": {"less than 5.0 %"},
+        "2d": {"less than +10.0 points"},
+        "3a": {"less than × 0.1"},
+        "3b": {"more than × 10"},
+        "3c-true": {"less than × 1"},
+        "3c-uniform": {"less than × 1"},
+        "4": set[str](),
+        "5": set[str](),
+        "6": set[str](),
+        "7a": {twice},
+        "7b-true": {thrice},
+        "7b-uniform": {thrice},
+        "8a": {alike},
+        "8b": {alike},
+        "8c": {"more than 0.0 points"},
+        "9a": {"between 99.0 % and 99.6 %"},
+        # Around 73, 28 and 11 % and around 98, 92 and 80 %.
+        "9b": {
+            "between 63.0 % and 83.0 %",
+            "between 18.0 % and 38.0 %",
+            "between 1.0 % and 21.0 %",
+            "between 88.0 % and 100.0 %",
+            "between 82.0 % and 100.0 %",
+            "between 70.0 % and 90.0 %",
+        },
+        "9c": {"more than 0.0 points"},
+    }
+    found = claims.judge(Story(models=ALL).build())
+    assert {claim.id: {n.wanted for n in claim.numbers if n.verdict is not None} for claim in found} == bounds
+
+
 def test_criteria_say_what_the_program_applies() -> None:
     found: dict[str, Claim] = {claim.id: claim for claim in claims.judge(Story(models=ALL).build())}
     for id in ("2b", "2d", "8a", "8b", "9b"):
         assert f"{100 * claims.MARGIN:.0f} points" in found[id].criterion
     assert "0.2 points" in found["9a"].criterion
-    assert f"{claims.CLEAN_MARGIN:.1%}" == "0.2%"
     assert set(OTHERS) | set(REGULARIZED) == set(FIVE)

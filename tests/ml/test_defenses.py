@@ -141,18 +141,18 @@ def adversarial(epsilon: float, penalty: float = 0.0) -> Expected:
     return expected
 
 
-@pytest.mark.parametrize(
-    ("objective", "settings", "expected"),
-    [
-        (defenses.uniform_gradient_penalty, {"penalty": 0.0}, uniform(0.0)),
-        (defenses.uniform_gradient_penalty, {"penalty": 1000.0}, uniform(1000.0)),
-        (defenses.double_backprop, {"penalty": 1000.0}, true_label(1000.0)),
-        (defenses.double_backprop, {"penalty": 1e5, "temperature": 50.0}, true_label(1e5, 50.0)),
-        (defenses.entropy_gradient_penalty, {"penalty": 1000.0}, of_entropy(1000.0)),
-        (defenses.adversarial_training, {"epsilon": 0.3}, adversarial(0.3)),
-        (defenses.adversarial_training, {"epsilon": 0.3, "penalty": 1000.0}, adversarial(0.3, 1000.0)),
-    ],
-)
+PENALIZED: list[tuple[defenses.Objective, dict[str, float], Expected]] = [
+    (defenses.uniform_gradient_penalty, {"penalty": 0.0}, uniform(0.0)),
+    (defenses.uniform_gradient_penalty, {"penalty": 1000.0}, uniform(1000.0)),
+    (defenses.double_backprop, {"penalty": 1000.0}, true_label(1000.0)),
+    (defenses.double_backprop, {"penalty": 1e5, "temperature": 50.0}, true_label(1e5, 50.0)),
+    (defenses.entropy_gradient_penalty, {"penalty": 1000.0}, of_entropy(1000.0)),
+    (defenses.adversarial_training, {"epsilon": 0.3}, adversarial(0.3)),
+    (defenses.adversarial_training, {"epsilon": 0.3, "penalty": 1000.0}, adversarial(0.3, 1000.0)),
+]
+
+
+@pytest.mark.parametrize(("objective", "settings", "expected"), PENALIZED)
 @pytest.mark.parametrize("contrast_normalized", [False, True])
 def test_an_objective_is_that_of_plain_double_backprop(
     objective: defenses.Objective, settings: dict[str, float], expected: Expected, contrast_normalized: bool
@@ -163,6 +163,13 @@ def test_an_objective_is_that_of_plain_double_backprop(
     network, oracle = network_and_oracle(keep, contrast_normalized)
     loss, _, _ = objective(network, x, targets, keep, **settings)
     assert_same_gradients(loss, network, expected(oracle, x.clone().requires_grad_(), targets), oracle)
+
+
+def test_every_objective_is_held_here_with_the_settings_that_models_have() -> None:
+    held = {(objective, frozenset(settings)) for objective, settings, _ in PENALIZED}
+    held |= {(defenses.plain, frozenset()), (defenses.plain, frozenset({"temperature"}))}
+    used = {(d.objective, frozenset(d.settings_for("mnist"))) for d in defenses.DEFENSES.values()}
+    assert used == held
 
 
 def test_the_running_averages_are_those_of_pytorch_but_for_its_unbiased_variance() -> None:

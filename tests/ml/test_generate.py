@@ -232,6 +232,29 @@ def test_further_images_follow_where_too_few_pairs_survive(small_digits: Dataset
         assert survived <= set(of_label[6:])
 
 
+@pytest.mark.parametrize("resisting", [37, 38])
+def test_40_images_of_a_label_are_attacked_before_it_is_given_up(
+    small_digits: Dataset, resisting: int
+) -> None:
+    labels = np.repeat(np.arange(10), 50)
+    images = np.zeros((500, 1, 12, 12), dtype=np.uint8)
+    images[:, 0, 0, 1] = labels
+    images[:, 0, 5, 5] = np.arange(500) % 50  # no two the same
+    images[:, 0, 0, 0] = 255
+    images[:resisting, 0, 0, 0] = 0  # of label 0, and only the three that follow make it enough
+    dataset = dataclasses.replace(small_digits, test_images=images, test_labels=labels)
+    right = np.ones(500, dtype=bool)
+    networks: dict[str, torch.nn.Module] = {"undefended": Stubborn(0.5)}
+    if resisting > 37:
+        with pytest.raises(pairs.PairsError, match="label 0: only 18 pairs from 2 of 40 images fool every"):
+            pairs.attack_enough(dataset, networks, "jsma", right)
+    else:
+        attempts, _ = pairs.attack_enough(dataset, networks, "jsma", right)
+        of_label = labels[attempts.sources] == 0
+        assert sorted(set(attempts.sources[of_label])) == list(range(40))
+        assert set(attempts.sources[of_label & attempts.survivors]) == {37, 38, 39}
+
+
 def test_networks_are_asked_about_the_test_images_that_matter_and_once(
     small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

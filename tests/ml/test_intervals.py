@@ -55,6 +55,23 @@ def test_where_all_images_agree_the_interval_shrinks_with_their_number_but_is_no
     assert max(widths[-1]) < 0.02
 
 
+def test_mean_shares_have_students_interval_after_two_more_images_of_0_and_two_of_1() -> None:
+    found = intervals.mean_share(np.array([0.25, 0.5, 1.0]))
+    # Of 0.25, 0.5, 1, 0, 0, 1, 1: sum 3.75, sum of squares 3.3125, 6 degrees of freedom.
+    center, error = 3.75 / 7, math.sqrt((3.3125 - 3.75**2 / 7) / 6 / 7)
+    reach = 2.4469118511 * error
+    assert (found.value, found.n) == (1.75 / 3, 3)
+    assert (found.low, found.high) == pytest.approx((center - reach, center + reach), rel=1e-9)
+
+
+def test_no_interval_reaches_beyond_what_is_possible() -> None:
+    none, all_ = np.zeros(5), np.ones(5)
+    assert intervals.mean_share(none).low == 0 < intervals.mean_share(none).high < 1
+    assert intervals.mean_share(all_).high == 1 > intervals.mean_share(all_).low > 0
+    assert intervals.difference(all_, none).high == 1 > intervals.difference(all_, none).low
+    assert intervals.difference(none, all_).low == -1 < intervals.difference(none, all_).high
+
+
 @pytest.mark.parametrize("truth", [0.02, 0.5, 0.9])
 def test_mean_shares_hold_the_truth_as_often_as_they_say(truth: float) -> None:
     covered = 0

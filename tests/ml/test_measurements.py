@@ -143,6 +143,25 @@ def test_smoothness_of_images_whose_autocorrelation_is_known() -> None:
     assert np.isnan(constant)
 
 
+def test_smoothness_counts_neighbors_across_and_down_alike() -> None:
+    columns, rows = np.meshgrid(np.arange(8), np.arange(12))  # 12 rows of 8 pixels
+    stripes = np.stack([(-1.0) ** columns, (-1.0) ** rows])
+    # 12 * 7 neighbors across and 11 * 8 down: all alike along the stripes, all opposite across them.
+    upright, level = measurements.autocorrelation(stripes[:, None])
+    assert upright == pytest.approx((11 * 8 - 12 * 7) / (11 * 8 + 12 * 7))
+    assert level == pytest.approx(-upright)
+
+
+def test_faint_contrast_has_a_smoothness_and_rounding_has_none() -> None:
+    noise = np.random.default_rng(0).normal(size=(16, 16))
+    rounded = np.where(noise > 0, 0.1, np.nextafter(0.1, 1))
+    rough, faint, constant = measurements.autocorrelation(
+        np.stack([noise, 1 + 1e-8 * noise, rounded])[:, None]
+    )
+    assert faint == pytest.approx(rough, abs=1e-5)
+    assert np.isnan(constant)
+
+
 def test_overlap_counts_what_sets_count() -> None:
     models = ("a", "b", "c", "right")
     wrong = np.random.default_rng(0).random((4, 50)) < 0.3
@@ -165,6 +184,15 @@ def test_overlap_counts_what_sets_count() -> None:
     assert regions["a + b + c"] == len(sets["a"] & sets["b"] & sets["c"])
 
 
+def test_one_misclassified_example_is_enough_to_be_shared() -> None:
+    wrong = np.zeros((3, 50), dtype=bool)
+    wrong[:2, 7] = True
+    found = measurements.Overlap("a", ("a", "b", "right"), wrong)
+    assert found.shared("a", "b") == 1
+    assert found.shared("a", "right") == 0
+    assert found.shared("right", "right") is None
+
+
 def test_the_batch_is_the_first_test_images_and_its_targets_go_round(small_digits: Dataset) -> None:
     of = measurements.batch(small_digits, 50, CPU)
     assert torch.equal(
@@ -176,5 +204,8 @@ def test_the_batch_is_the_first_test_images_and_its_targets_go_round(small_digit
 
 
 def test_quantiles_are_of_what_is_known() -> None:
+    hundred = np.append(np.arange(101.0), np.nan)
+    expected = {"0.0": 0, "0.05": 5, "0.25": 25, "0.5": 50, "0.75": 75, "0.95": 95, "1.0": 100}
+    assert measurements.quantiles(hundred) == pytest.approx(expected)
     assert measurements.quantiles(np.array([np.nan, 1.0, 2.0, 3.0]))["0.5"] == 2
     assert measurements.quantiles(np.array([np.nan])) == {}
