@@ -19,12 +19,10 @@ from ml.input_gradient import (
 # What one batch says of the running averages, in the order of `Network.averages`.
 Statistics = list[Tensor]
 
-# What follows a layer without biases: the layer's output, normalized.
-
 MOMENTUM = 0.9  # of the running averages, in TensorFlow's sense: new = 0.9 old + 0.1 batch
 DROPOUT = 0.5
 
-_LEAST_DEVIATION = 1e-4  # of pixels, below which contrast is not stretched any further
+_LEAST_DEVIATION = 1e-4  # below which contrast is not stretched any further
 
 
 class BatchNorm(nn.Module):
@@ -55,8 +53,8 @@ class LocalContrast(nn.Module):
     Recognition?", 2009) of (N, C, H, W), each channel for itself.
 
     From each pixel its neighborhood's mean is taken, and the difference is divided by the neighborhood's standard
-    deviation or, where that is larger, by the mean of these deviations over the batch. Neighborhoods are Gaussian,
-    7 x 7 with sigma 3, and zero beyond the border. As in batch norm, a running average stands for the batch in
+    deviation or, where that is larger, by the mean of these deviations over the batch, each taken as at least 1e-4.
+    Neighborhoods are Gaussian, 7 x 7 with sigma 3, and zero beyond the border. As in batch norm, a running average stands for the batch in
     evaluation: an image is judged alike whichever others are judged with it.
     """
 
