@@ -54,8 +54,8 @@ class LocalContrast(nn.Module):
 
     From each pixel its neighborhood's mean is taken, and the difference is divided by the neighborhood's standard
     deviation or, where that is larger, by the mean of these deviations over the batch, each taken as at least 1e-4.
-    Neighborhoods are Gaussian, 7 x 7 with sigma 3, and zero beyond the border. As in batch norm, a running average stands for the batch in
-    evaluation: an image is judged alike whichever others are judged with it.
+    Neighborhoods are Gaussian, 7 x 7 with sigma 3, and zero beyond the border. As in batch norm, a running average
+    stands for the batch in evaluation: an image is judged alike whichever others are judged with it.
     """
 
     kernel: Tensor
