@@ -50,8 +50,10 @@ def path_of(checkpoints: Path, config: dict[str, Any]) -> Path:
 
 
 def fresh_network(config: dict[str, Any]) -> Network:
-    """The untrained network of a configuration."""
+    """The untrained network of a configuration. Raises ValueError for images of a size that it cannot have."""
     channels, height, width = config["image_shape"]
+    if not height or not width:
+        raise ValueError(f"images must have pixels, not {height} x {width}")
     return Network((channels, height, width), config["classes"], config.get("contrast_normalized", False))
 
 
@@ -133,6 +135,31 @@ def restore_progress(
 def progress_path(path: Path) -> Path:
     """Where the unfinished training of the checkpoint `path` is kept."""
     return path.with_name(f"{path.stem}.unfinished")
+
+
+def obstacle(path: Path) -> str | None:
+    """Why nothing can be written at a path, whose folders may be yet to be made; None where it can.
+
+    It is tried out, as permissions alone do not tell; nothing is left behind.
+    """
+    if str(path).encode(errors="ignore").decode() != str(path):
+        return "its name is not UTF-8"
+    folder = path.parent
+    try:
+        path = path.resolve()
+        if Path.cwd().is_relative_to(path):
+            return "the current folder is there"
+        folder = path.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"{folder} is not a folder"
+        Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=folder)).rmdir()
+    except RuntimeError:  # of links
+        return "a link that leads to itself"
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return None
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

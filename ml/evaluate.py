@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     given = sys.argv[1:] if argv is None else argv
     command = shlex.join(["python", "-m", "ml.evaluate", *given])
+    command = command.encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
     out = args.out or Path("docs/results") / args.dataset
     options = Options(
         args.schedule,
@@ -109,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, out: Path, options: Options, command: str) -> int:
     try:
+        train.check_writable(out, "--out")
         if out.exists() and not evaluation_report.replaceable(out):
             raise EvaluateError(f"{out}: exists and is not an evaluation's folder; choose another --out")
         device = train.pick_device(args.device)
@@ -141,6 +144,7 @@ def evaluate(
     names = (*FIVE, *(COMBINATIONS if options.combinations else ()))
     if unused := options.penalties.keys() - set(names):
         raise EvaluateError(f"--penalty {min(unused)}: not trained here; the models are {', '.join(names)}")
+    check_images(dataset, options)
     swept = sweep.RANGES.keys() - options.penalties.keys() if options.sweep_points else ()
     sweeps = {
         name: sweep.sweep(
@@ -204,6 +208,16 @@ def evaluate(
         evaluation_report.write(out, rounded, drawn)
     distributed.wait()
     return rounded
+
+
+def check_images(dataset: Dataset, options: Options) -> None:
+    """Raises EvaluateError for a data set that could not be measured once networks are trained on it."""
+    tests = np.bincount(dataset.test_labels, minlength=len(dataset.labels))
+    if not tests.all():
+        label = dataset.labels[int(tests.argmin())]
+        raise EvaluateError(f"{dataset.name}: no test image of label {label}; every label needs one")
+    if options.sweep_points and len(dataset.train_labels) < 2:
+        raise EvaluateError(f"{dataset.name}: one training image, of which --sweep can hold none out")
 
 
 def measure(

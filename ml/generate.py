@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ml import distributed, own_models, pack, train
 from ml.attacks import ATTACKS
@@ -38,6 +38,7 @@ class Judge:
 
     network: nn.Module
     record: dict[str, Any]  # training, clean_accuracy, checkpoint_sha256
+    logits: Tensor | None = None  # (N, K), of a researcher's own: what it gave for all test images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     own = ["=" in model for model in models]
     with distributed.started():
         try:
+            out = args.out and checked(args.out)
             if args.images is not None:
                 dataset = load_folder(args.images, split=not all(own))
-            out = args.out or Path("stimuli") / f"{args.dataset or dataset.name}-{args.attack}"
-            if out.exists() and not pack.replaceable(out):
-                raise GenerateError(f"{out}: exists and is not a stimulus pack; choose another --out")
+            out = out or checked(Path("stimuli") / f"{args.dataset or dataset.name}-{args.attack}")
             device = train.pick_device(args.device)
             schedule = train.schedule_for(args.dataset or "", args.schedule, args.epochs, args.precision)
             if args.dataset is not None:
@@ -108,6 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def checked(out: Path) -> Path:
+    """The folder again, if a pack can be written there; raises GenerateError."""
+    train.check_writable(out, "--out")
+    if not is_name(name := out.resolve().name):
+        raise GenerateError(
+            f"--out: a pack cannot be called {name!r}, only by at most 100 letters, digits, '.', '_' and '-', of "
+            f"which the first is a letter or a digit"
+        )
+    if out.exists() and not pack.replaceable(out):
+        raise GenerateError(f"{out}: exists and is not a stimulus pack; choose another --out")
+    return out
+
+
 def generate(
     dataset: Dataset,
     attack: str,
@@ -132,6 +145,9 @@ def generate(
     networks = {name: judge.network for name, judge in judges.items()}
     right = RightAnswers(dataset, networks)
     attempts, skipped = attack_enough(dataset, networks, attack, right)
+    for name, judge in judges.items():
+        if judge.logits is not None:  # one's own, which by now may have become another
+            own_models.ask_again(name, judge.network, dataset, judge.logits)
     if distributed.first():
         manifest, images = assemble(dataset, attempts, right)
         manifest |= {
@@ -190,13 +206,15 @@ def judges_for(
 
 def _own(model: str, dataset: Dataset, device: torch.device) -> Judge:
     loaded = own_models.load(model, device)
-    right = own_models.check(loaded, dataset) == dataset.test_labels
+    network = own_models.Guarded(loaded.name, loaded.network, len(dataset.labels), "attacked images")
+    logits = own_models.check(loaded, dataset)
+    right = logits.argmax(1).numpy() == dataset.test_labels
     record = {
         "training": {"own": loaded.source, "weights": loaded.weights},
         "clean_accuracy": round(float(right.mean()), 6),
         "checkpoint_sha256": loaded.weights_sha256,
     }
-    return Judge(loaded.network, record)
+    return Judge(network, record, logits)
 
 
 def _trained(
@@ -208,10 +226,7 @@ def _trained(
     checkpoints: Path,
     settings: dict[str, float] | None,
 ) -> Judge:
-    try:
-        model = train.obtain(name, dataset, schedule, seed, device, checkpoints, settings)
-    except ValueError as error:  # a network that cannot have images of this size
-        raise GenerateError(f"{name}: {error}") from None
+    model = train.obtain(name, dataset, schedule, seed, device, checkpoints, settings)
     if not model.checked:
         train.right_answers(model, dataset)  # compares its accuracy with the checkpoint's
     record = {

@@ -138,6 +138,12 @@ def _penalty(text: str) -> tuple[str, float]:
     return model, number
 
 
+def check_writable(path: Path, option: str) -> None:
+    """Raises TrainingError, which names the option, unless the first process can write at `path` in the end."""
+    if (reason := distributed.everyones(files.obstacle(path))[0]) is not None:
+        raise TrainingError(f"{option}: {str(path)!r} cannot be written ({reason})")
+
+
 def pick_device(name: str) -> torch.device:
     """The device for "auto", "cpu" or "cuda"; raises TrainingError for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -170,6 +176,7 @@ def obtain(
             return files.load(path, device, config)
         except CheckpointError as error:
             print(f"{error}; training it again", file=sys.stderr)
+    check_writable(path, "--checkpoints")
 
     defense = DEFENSES[model]
     labels = torch.from_numpy(dataset.train_labels)
@@ -243,7 +250,10 @@ def fit(
         raise TrainingError(
             f"a batch of {batch} images cannot be shared by {distributed.processes()} processes"
         )
-    network = files.fresh_network(config)
+    try:
+        network = files.fresh_network(config)
+    except ValueError as error:
+        raise TrainingError(f"{model}: {error}") from None
     network.initialize(_generator(seed, model, "weights"))
     network.to(device)
     optimizer = torch.optim.Adam(
