@@ -1,7 +1,18 @@
-"""`python -m ml.pack verify DIR`: everything that a stimulus pack says, measured anew from its images.
+"""`python -m ml.pack verify DIR`: what a stimulus pack says, measured anew from its images, models and data.
 
-Three things stay as stated, as only the attack itself could tell them: iterations, success rates before the filter
-and skipped sources.
+Some things stay as stated:
+
+- what only the making of the pack could tell: success rates before the filter, skipped sources, versions, its name;
+  which pairs fooled every model but were left out; cells of grids that show no stimulus;
+- that the attack made the stimuli: measured is whether it could have, in the iterations stated, for attacks that
+  ml/reclassify.py knows (a gamma of JSMA that is larger than it was is not seen);
+- that a model was trained as `training` says: this is compared with what the checkpoint says of itself;
+- of a model whose checkpoint is not here: training, clean accuracy and its answers to the images; the seed, if no
+  model was trained here;
+- without --data-dir: where images and labels are from;
+- keys that the format does not have, and files beside the manifest.
+
+Without originals no change can be measured, and without PyTorch neither attack nor models are checked.
 """
 
 import argparse
@@ -20,7 +31,9 @@ from ml.pack import CleanImage, Pack, PackError, Pixels, Stimulus
 ROUNDING = 1e-6  # l2 and linf have six decimals
 SHOWN = 20  # differences; of the others only the number
 
+_SIGNATURE = 8  # bytes
 _CHUNKS = {b"IHDR", b"IDAT", b"IEND"}
+_GRAY = bytes((8, 0, 0, 0, 0))  # of IHDR: depth, color type, compression, filter, interlace
 
 
 @dataclass(frozen=True)
@@ -34,11 +47,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Verified:
-    """What `verify` found: the checks, and for each model a line or two on its being asked again."""
+    """What `verify` found: the checks, for each model a line or two on its being asked again, and lines on what was
+    checked in part or not at all."""
 
     checks: list[Check]
     models: list[str]
     all_models_asked: bool
+    notes: list[str]
 
     @property
     def differences(self) -> list[str]:
@@ -53,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m ml.pack", description="Stimulus packs; `verify --help` says more."
     )
     commands = parser.add_subparsers(metavar="COMMAND")
-    command = commands.add_parser("verify", help="measure everything in a pack anew", description=__doc__)
+    command = commands.add_parser(
+        "verify",
+        help="measure a pack anew",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_argument("directory", type=Path, metavar="DIR", help="the pack's folder")
     command.add_argument(
         "--checkpoints",
@@ -93,19 +113,28 @@ def verify(read: Pack, checkpoints: Path, dataset: Dataset | None = None) -> Ver
         check_unmodified(read),
         check_measurements(read, pixels),
         check_grids(read, pixels),
+        check_seed(read),
     ]
+    notes = []
     if dataset:
         checks.append(check_dataset(read, pixels, dataset))
+    else:
+        notes.append("data set: no --data-dir given: not compared")
     try:
         from ml import reclassify
     except ModuleNotFoundError as error:  # a machine that only serves studies
         lines = [f"{model}: {error.name} is not installed: not re-classified" for model in read.models]
-        return Verified(checks, lines, False)
+        return Verified(checks, lines, False, [*notes, f"attack: {error.name} is not installed: not checked"])
+    possible = reclassify.possible(read, pixels)
+    what = f"stimuli: as the attack {possible.attack} can make them"
+    if possible.count or possible.differences:
+        checks.append(Check(what, possible.count, possible.differences))
     asked = reclassify.ask(read, pixels, checkpoints, dataset)
     for answer in asked:
         if answer.complete or answer.differences:
             checks.append(Check(f"answers of {answer.model}", answer.count, answer.differences))
-    return Verified(checks, [answer.summary for answer in asked], all(answer.complete for answer in asked))
+    models = [answer.summary for answer in asked]
+    return Verified(checks, models, all(answer.complete for answer in asked), notes + possible.notes)
 
 
 def images(read: Pack) -> list[Stimulus | CleanImage]:
@@ -126,8 +155,10 @@ def check_files(read: Pack) -> Check:
 
 
 def _png_faults(data: bytes) -> Iterator[str]:
-    """What a PNG has beside a header, pixels and an end, all with their checksums."""
-    position, kind = 8, b""
+    """What a PNG has beside one header, pixels and an end, all with their checksums."""
+    position, kind = _SIGNATURE, b""
+    headers: list[bytes] = []
+    compressed: list[bytes] = []
     while position < len(data) and kind != b"IEND":
         end = position + 12 + int.from_bytes(data[position : position + 4])
         kind, content = data[position + 4 : position + 8], data[position + 4 : end - 4]
@@ -135,11 +166,41 @@ def _png_faults(data: bytes) -> Iterator[str]:
             yield f"has a chunk {kind.decode('latin-1')!r} beside its pixels"
         if data[end - 4 : end] != zlib.crc32(content).to_bytes(4):
             yield f"the checksum of its chunk {kind.decode('latin-1')!r} is wrong"
+        if kind == b"IHDR":
+            headers.append(content[4:])
+        elif kind == b"IDAT":
+            compressed.append(content[4:])
+        elif kind == b"IEND" and len(content) > 4:
+            yield f"has {len(content) - 4} bytes in its end"
         position = end
     if kind != b"IEND":
         yield "has no end"
     elif position < len(data):
         yield f"has {len(data) - position} bytes after its end"
+    if len(headers) != 1:
+        yield f"has {len(headers)} headers"
+    elif headers[0][8:] != _GRAY:
+        yield "is not 8-bit gray without interlacing"
+    else:
+        width, height = int.from_bytes(headers[0][:4]), int.from_bytes(headers[0][4:8])
+        yield from _stream_faults(b"".join(compressed), height * (1 + width))  # a row: its filter, its pixels
+
+
+def _stream_faults(compressed: bytes, size: int) -> Iterator[str]:
+    """Where the pixels of a PNG are not one zlib stream of `size` bytes; no more than these are inflated."""
+    stream = zlib.decompressobj()
+    try:
+        # One byte more is asked for, as only that reads the stream's end.
+        inflated = len(stream.decompress(compressed, size + 1))
+    except zlib.error:
+        yield "its pixels are not one intact zlib stream"
+        return
+    if inflated > size:
+        yield f"its pixels inflate to more than their {size} bytes"
+    elif inflated < size or not stream.eof:
+        yield f"its pixels inflate to {inflated} of {size} bytes, or have no end"
+    elif stream.unused_data:
+        yield f"has {len(stream.unused_data)} bytes after its pixels, within their chunks"
 
 
 def check_pairs(read: Pack) -> Check:
@@ -265,8 +326,26 @@ def _grids(read: Pack, size: tuple[int, ...], differences: list[str]) -> Iterato
         yield model, cells
 
 
+def check_seed(read: Pack) -> Check:
+    """Whether the pack's seed is that of each model trained here; what is said of its training is compared with its
+    checkpoint elsewhere."""
+    trainings = {record["name"]: record.get("training") for record in read.manifest["models"]}
+    seeds = {
+        model: training["seed"]
+        for model, training in trainings.items()
+        if isinstance(training, dict) and "seed" in training
+    }
+    stated = read.manifest.get("seed")
+    differences = [
+        f"{model}: was trained with seed {seed!r}, the pack's is {stated!r}"
+        for model, seed in seeds.items()
+        if type(seed) is not type(stated) or seed != stated  # false is not 0
+    ]
+    return Check("seed: that of each model trained here", len(seeds), differences)
+
+
 def check_dataset(read: Pack, pixels: dict[str, Pixels], dataset: Dataset) -> Check:
-    """Whether the unmodified images are the data set's, and it is made of the files that the manifest names."""
+    """Whether the unmodified images are the data set's, and its files, source, licence and note the manifest's."""
     differences = []
     if read.labels != dataset.labels:
         differences.append(f"labels {', '.join(read.labels)}, in the data set {', '.join(dataset.labels)}")
@@ -276,6 +355,10 @@ def check_dataset(read: Pack, pixels: dict[str, Pixels], dataset: Dataset) -> Ch
         there, here = stated.get(name), dataset.files.get(name)
         if there != here:
             differences.append(f"data set's file {name!r}: sha256 {there!r} in the manifest, {here!r} here")
+    for key, stands in (("source", dataset.source), ("licence", dataset.licence), ("note", dataset.note)):
+        said = read.dataset.get(key, "")
+        if said != stands:
+            differences.append(f"data set's {key}: {said!r} in the manifest, {stands!r} here")
     for image in read.unmodified:
         if image.source_index >= len(dataset.test_images):
             differences.append(f"{image}: there are only {len(dataset.test_images)} test images")
@@ -294,13 +377,13 @@ def report(read: Pack, verified: Verified) -> str:
     lines = [f"{read.directory}: {read.name}, pack_sha256 {read.pack_sha256}", ""]
     lines.append(f"{'checked':72}{'count':>7}{'differences':>13}")
     lines += [f"{c.what:72}{c.count:>7,}{len(c.differences):>13,}" for c in verified.checks]
-    lines += ["", *verified.models, ""]
+    lines += ["", *verified.models, *verified.notes, ""]
     if differences := verified.differences:
         lines.append(f"{len(differences)} difference{'s' * (len(differences) > 1)}:")
         lines += [f"  {line}" for line in differences[:SHOWN]]
         if len(differences) > SHOWN:
             lines.append(f"  and {len(differences) - SHOWN} more")
     else:
-        some = "" if verified.all_models_asked else " that could be checked here"
+        some = "" if verified.all_models_asked and not verified.notes else " that could be checked here"
         lines.append(f"Everything{some} is as the pack says.")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import pytest
 import torch
 
 from ml import checkpoints, pack, verify
+from ml.attacks import ATTACKS
 from ml.datasets import Dataset
 from ml.models import Network
 from tests.ml.conftest import ROOT
@@ -162,7 +164,13 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
 
     records = []
     for model, network in zip(MODELS, networks, strict=True):
-        config = {"model": model, "dataset": "toy", "image_shape": [1, SIDE, SIDE], "classes": len(LABELS)}
+        config = {
+            "model": model,
+            "dataset": "toy",
+            "image_shape": [1, SIDE, SIDE],
+            "classes": len(LABELS),
+            "seed": 0,
+        }
         path = checkpoints.path_of(folder / "checkpoints", config)
         checkpoints.save(path, network, config, 1.0)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -183,7 +191,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
     manifest = {
         "name": "toy",
         "labels": list(LABELS),
-        "dataset": {"name": "toy", "files": dataset.files},
+        "dataset": {"name": "toy", "source": "made up", "licence": "CC0", "files": dataset.files},
+        "attack": {"name": "mixing", "parameters": {"share": 0.7}},
+        "seed": 0,
         "models": records,
         "stimuli": stimuli,
         "originals": [unmodified(index) for index in (0, 1, 3, 4, 5)],
@@ -216,10 +226,12 @@ def test_a_pack_that_is_right_passes(example: Example) -> None:
         8,  # unmodified images
         30,  # stimuli
         3 * 2 * 3,  # cells: of a grid's three rows, that of the eels shows an image without stimuli
+        3,  # seeds
         8,  # unmodified images, in the data set
         *[10 + 8] * 3,  # answers
     ]
     assert "(rows passed over: 1)" in verified.checks[4].what
+    assert verified.notes == ["attack 'mixing': not known here: not checked"]
     for model, line in zip(MODELS, verified.models, strict=True):
         assert line.startswith(
             f"{model}: re-classified 10 of 10 (checkpoint {example.checkpoints / 'toy' / model}-"
@@ -231,7 +243,11 @@ def test_a_pack_that_is_right_passes(example: Example) -> None:
     "folder", sorted((ROOT / "stimuli").glob("*/manifest.json")), ids=lambda p: p.parent.name
 )
 def test_the_bundled_packs_are_as_they_say(folder: Path, tmp_path: Path) -> None:
-    assert verify.verify(pack.read(folder.parent), tmp_path).differences == []
+    verified = verify.verify(pack.read(folder.parent), tmp_path)
+    assert verified.differences == []
+    attacked = next(check for check in verified.checks if check.what.startswith("stimuli: as the attack"))
+    assert attacked.count > 1000
+    assert verified.notes == ["data set: no --data-dir given: not compared"]
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -240,6 +256,52 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def with_text(data: bytes) -> bytes:
     return data[:33] + chunk(b"tEXt", b"Comment\0target: dog") + data[33:]
+
+
+def rebuilt(data: bytes, header: Callable[[bytes], bytes], pixels: Callable[[bytes], bytes]) -> bytes:
+    """A PNG with another header and other contents of IDAT; both are given what was there."""
+    compressed, position = b"", 8
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4])
+        if data[position + 4 : position + 8] == b"IDAT":
+            compressed += data[position + 8 : position + 8 + length]
+        position += 12 + length
+    parts = [(b"IHDR", header(data[16:29])), (b"IDAT", pixels(compressed)), (b"IEND", b"")]
+    return data[:8] + b"".join(chunk(kind, content) for kind, content in parts)
+
+
+def with_pixels(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    return lambda data: rebuilt(data, lambda header: header, change)
+
+
+def longer(more: bytes) -> Callable[[bytes], bytes]:
+    return lambda compressed: zlib.compress(zlib.decompress(compressed) + more)
+
+
+def interlaced_noise(data: bytes) -> bytes:
+    """Adam7's seven passes, each of rows that begin with their filter."""
+    width, height = (int.from_bytes(data[start : start + 4]) for start in (16, 20))
+    passes = [
+        (0, 8, 0, 8),
+        (0, 8, 4, 8),
+        (4, 8, 0, 4),
+        (0, 4, 2, 4),
+        (2, 4, 0, 2),
+        (0, 2, 1, 2),
+        (1, 2, 0, 1),
+    ]
+    rows = b""
+    for top, down, left, right in passes:
+        columns = len(range(left, width, right))
+        rows += bytes(1 + columns) * len(range(top, height, down)) if columns else b""
+    return rebuilt(data, lambda header: header[:12] + b"\1", lambda _: zlib.compress(rows))
+
+
+def four_bits(data: bytes) -> bytes:
+    """Pillow reads this as 8-bit gray."""
+    width, height = (int.from_bytes(data[start : start + 4]) for start in (16, 20))
+    rows = bytes(1 + (width + 1) // 2) * height
+    return rebuilt(data, lambda header: header[:8] + b"\4" + header[9:], lambda _: zlib.compress(rows))
 
 
 def with_wrong_checksum(data: bytes) -> bytes:
@@ -258,6 +320,19 @@ def with_wrong_checksum(data: bytes) -> bytes:
             lambda data: data[:33] + chunk(b"gAMA", bytes(4)) + data[33:],
             "has a chunk 'gAMA' beside its pixels",
         ),
+        (with_pixels(lambda compressed: compressed + b"target: dog"), "has 11 bytes after its pixels"),
+        (
+            with_pixels(lambda compressed: compressed + zlib.compress(b"target: dog")),
+            f"has {len(zlib.compress(b'target: dog'))} bytes after its pixels",
+        ),
+        (
+            lambda data: data[:-12] + chunk(b"IDAT", b"target: dog") + data[-12:],
+            "has 11 bytes after its pixels",
+        ),
+        (with_pixels(longer(b"target: dog")), "its pixels inflate to more than their"),
+        (with_pixels(longer(b"!")), "its pixels inflate to more than their"),
+        (lambda data: data[:-12] + chunk(b"IEND", b"target: dog"), "has 11 bytes in its end"),
+        (lambda data: data[:33] + data[8:], "has 2 headers"),
     ],
 )
 @pytest.mark.parametrize("part", ["clean", "grid"])
@@ -266,7 +341,43 @@ def test_a_png_with_more_than_pixels_is_named(
 ) -> None:
     place, key = (copy.manifest["grids"], "zebra") if part == "grid" else (copy.unmodified(9), "sha256")
     place[key] = copy.add(damage((copy.directory / "images" / f"{place[key]}.png").read_bytes()))
-    assert differences(copy) == [f"images/{place[key]}.png: {complaint}"]
+    [line] = differences(copy)
+    assert line.startswith(f"images/{place[key]}.png: {complaint}")
+
+
+@pytest.mark.parametrize("damage", [interlaced_noise, four_bits])
+def test_a_png_of_another_kind_of_gray_is_named(damage: Callable[[bytes], bytes], copy: Copy) -> None:
+    record = copy.unmodified(9)
+    record["sha256"] = copy.add(damage((copy.directory / "images" / f"{record['sha256']}.png").read_bytes()))
+    path = f"images/{record['sha256']}.png"
+    assert differences(copy) == [f"{path}: is not 8-bit gray without interlacing"]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda compressed: compressed[:-4], "its pixels inflate to 72 of 72 bytes, or have no end"),
+        (lambda compressed: compressed[:-1] + b"?", "its pixels are not one intact zlib stream"),
+        (lambda compressed: zlib.compress(bytes(71)), "its pixels inflate to 71 of 72 bytes, or have no end"),
+    ],
+)
+def test_pixels_that_are_no_whole_stream_are_named(
+    change: Callable[[bytes], bytes], complaint: str, copy: Copy
+) -> None:
+    """Pillow may refuse to read them; this does not rely on that."""
+    data = with_pixels(change)(
+        (copy.directory / "images" / f"{copy.unmodified(9)['sha256']}.png").read_bytes()
+    )
+    assert list(verify._png_faults(data)) == [complaint]
+
+
+def test_of_pixels_that_inflate_without_end_no_more_is_inflated_than_there_should_be() -> None:
+    png = pack.encode_png(np.zeros((SIDE, SIDE), dtype=np.uint8))
+    bomb = with_pixels(longer(bytes(1 << 26)))(png)
+    tracemalloc.start()
+    assert list(verify._png_faults(bomb)) == ["its pixels inflate to more than their 72 bytes"]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 def test_files_that_no_record_names_are_named(copy: Copy) -> None:
@@ -427,6 +538,48 @@ def test_another_data_set_is_named(copy: Copy, example: Example) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "stated", "complaint"),
+    [
+        ("source", "somebody else", "source: 'somebody else' in the manifest, 'made up' here"),
+        ("source", None, "source: '' in the manifest, 'made up' here"),
+        ("licence", "public domain", "licence: 'public domain' in the manifest, 'CC0' here"),
+        ("licence", ["CC0"], "licence: ['CC0'] in the manifest, 'CC0' here"),
+        ("note", "A part of it.", "note: 'A part of it.' in the manifest, '' here"),
+    ],
+)
+def test_what_is_said_of_the_data_set_must_be_so(
+    key: str, stated: object, complaint: str, copy: Copy, example: Example
+) -> None:
+    copy.manifest["dataset"][key] = stated
+    if stated is None:
+        del copy.manifest["dataset"][key]
+    assert differences(copy, dataset=example.dataset) == [f"data set's {complaint}"]
+
+
+def test_a_data_set_that_is_a_part_must_be_called_one(copy: Copy, example: Example) -> None:
+    part = replace(example.dataset, note="A part of it.")
+    [line] = differences(copy, dataset=part)
+    assert line == "data set's note: '' in the manifest, 'A part of it.' here"
+    copy.manifest["dataset"]["note"] = "A part of it."
+    assert differences(copy, dataset=part) == []
+
+
+@pytest.mark.parametrize("seed", [7, None, False, "0"])
+def test_another_seed_than_that_of_the_trainings_is_named(seed: object, copy: Copy) -> None:
+    copy.manifest["seed"] = seed
+    assert differences(copy) == [f"{m}: was trained with seed 0, the pack's is {seed!r}" for m in MODELS]
+
+
+def test_a_seed_without_trained_models_is_not_compared(copy: Copy, example: Example) -> None:
+    for record in copy.manifest["models"]:
+        record["training"] = {"own": "my_models:make", "weights": None}
+    copy.manifest["seed"] = 7
+    assert differences(copy) == []
+    copy.manifest["models"][0]["training"] = ["?"]
+    assert differences(copy) == []
+
+
 def test_a_wrong_probability_is_named_and_rounding_is_not(copy: Copy, example: Example) -> None:
     wrong, rounded = copy.stimulus("zebra", 0, "eel"), copy.stimulus("zebra", 0, "dog")
     right = wrong["target_probability"]
@@ -471,12 +624,14 @@ def test_a_checkpoint_of_another_model_is_named(copy: Copy, example: Example) ->
 
 def test_what_a_checkpoint_says_of_itself_must_be_in_the_manifest(copy: Copy, example: Example) -> None:
     _, distilled, zebra = copy.manifest["models"]
-    distilled["training"]["seed"] = 7
+    distilled["training"]["classes"] = 7
     zebra["clean_accuracy"] = 0.99
     assert differences(copy, example.checkpoints) == [
         "distilled: its training is not the configuration in its checkpoint",
         "zebra: clean_accuracy 0.99, in its checkpoint 1.0",
     ]
+    zebra["clean_accuracy"] = True  # which to Python is 1.0
+    assert differences(copy, example.checkpoints)[1:] == ["zebra: clean_accuracy True, in its checkpoint 1.0"]
     copy.manifest["dataset"] = ["toy"]
     assert differences(copy, example.checkpoints)[1:3] == [
         "distilled: its training is not the configuration in its checkpoint",
@@ -522,11 +677,39 @@ def test_models_without_a_checkpoint_here_are_said_not_to_be_asked(copy: Copy, e
     assert others == [f"{model}: checkpoint not here: not re-classified" for model in MODELS[1:]]
 
 
+@pytest.mark.parametrize("stated", [None, ["jsma"], {}, {"name": ["jsma"]}, {"name": "mixing"}])
+def test_an_attack_that_is_not_known_here_is_said_not_to_be_checked(stated: object, copy: Copy) -> None:
+    copy.manifest["attack"] = stated
+    copy.save()
+    verified = verify.verify(pack.read(copy.directory), copy.directory / "nowhere")
+    name = stated.get("name") if isinstance(stated, dict) else None
+    assert verified.differences == []
+    assert verified.notes[1:] == [f"attack {name!r}: not known here: not checked"]
+
+
+def test_a_pack_that_names_an_attack_that_did_not_make_it_is_named(copy: Copy) -> None:
+    copy.manifest["attack"] = {"name": "jsma", "parameters": ATTACKS["jsma"][1]}
+    found = differences(copy)
+    assert sum("otherwise than by theta" in line for line in found) == 30
+    copy.manifest["attack"] = {"name": "tgsm", "parameters": ATTACKS["tgsm"][1]}
+    assert sum("iterations 1, of which the attack makes 10" in line for line in differences(copy)) == 30
+
+
+def test_an_attack_added_without_what_it_can_make_is_said_not_to_be_checked(
+    copy: Copy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "mixing", (lambda: None, {"share": 0.7}))
+    copy.save()
+    verified = verify.verify(pack.read(copy.directory), copy.directory / "nowhere")
+    assert verified.notes[1:] == ["attack mixing: what it can make is not known here: not checked"]
+
+
 def test_the_command_says_that_all_is_right(example: Example, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["verify", str(example.directory), "--checkpoints", str(example.checkpoints)]
     assert verify.main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.endswith("\n\nEverything is as the pack says.\n")
+    assert "\ndata set: no --data-dir given: not compared\nattack 'mixing': not known here" in out
+    assert out.endswith("\n\nEverything that could be checked here is as the pack says.\n")
     assert "zebra: re-classified 10 of 10 (checkpoint " in out
 
 
@@ -570,6 +753,7 @@ def test_without_pytorch_the_images_are_still_measured(copy: Copy) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert "zebra: torch is not installed: not re-classified" in done.stdout
+    assert "attack: torch is not installed: not checked" in done.stdout
     assert "1 difference:\n  zebra, source_index 0 to eel: l2 0.0, measured" in done.stdout
 
 
