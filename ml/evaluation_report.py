@@ -31,6 +31,8 @@ SECTIONS = {
     "8": "The paper’s combinations",
     "9": "The published numbers",
 }
+TITLES = {"mnist": "MNIST", "svhn": "SVHN", "notmnist": "notMNIST"}
+READS_WELL = 0.7  # clean accuracy; below, a banner says that verdicts mean little
 MARKS = {"holds": "✓", "does not hold": "✗", "undecided": "?"}
 
 
@@ -99,7 +101,13 @@ def page(report: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
         shown=shown,
         shown_interval=shown_interval,
         other_penalties=_other_penalties(report),
+        title=TITLES.get(report["dataset"]["name"], report["dataset"]["name"]),
+        hardly_reading=[
+            NAMES[name] for name, model in report["models"].items() if model["clean_accuracy"] < READS_WELL
+        ],
         counts=Counter(claim["verdict"] for claim in report["claims"]),
+        open_because=_open_because,
+        open_counts=Counter(_open_because(claim) for claim in report["claims"]),
     )
 
 
@@ -123,6 +131,15 @@ def _read(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return report if isinstance(report, dict) else {}
+
+
+def _open_because(claim: Mapping[str, Any]) -> str:
+    """Why a claim is undecided; empty where it is not."""
+    if claim["verdict"] != "undecided":
+        return ""
+    if any(number["verdict"] == "undecided" for number in claim["numbers"]):
+        return "an interval leaves it open"
+    return "people decide" if claim["numbers"] else "not measured"
 
 
 def _other_penalties(report: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,9 @@ OFTEN, HARDLY_EVER = 0.5, 0.05  # shares of images
 ABOUT_TWICE, NEARLY_THREE_TIMES = (1.5, 2.5), (2.5, 3.0)
 
 PEOPLE = (
-    "People decide this, not a measurement: it is what this repository’s human-subject study asks them. The "
-    "numbers only describe the pictures."
+    "People decide this, not a measurement. This repository’s human-subject studies ask them about JSMA examples "
+    "of MNIST and iterated-TGSM examples of SVHN, and not about others or about gradients. The numbers only "
+    "describe the pictures."
 )
 
 

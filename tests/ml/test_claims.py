@@ -289,7 +289,7 @@ def test_people_decide_about_pictures() -> None:
     for claim in claims.judge(Story().build()):
         if claim.id in ("4", "5", "6"):
             assert claim.verdict == "undecided"
-            assert "human-subject study" in claim.reason
+            assert "human-subject studies ask them about JSMA examples of MNIST" in claim.reason
             assert claim.numbers
             assert {number.verdict for number in claim.numbers} == {None}
 

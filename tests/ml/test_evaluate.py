@@ -1,6 +1,7 @@
 """The command as a whole on a small set: its JSON, its figures, its page, and that none is ever half there."""
 
 import base64
+import copy
 import dataclasses
 import io
 import json
@@ -18,6 +19,7 @@ from PIL import Image, ImageColor
 
 from ml import checkpoints, evaluate, evaluation_json, evaluation_report, figures, train
 from ml.datasets import Dataset, DatasetError
+from ml.defenses import DEFENSES
 from ml.evidence import FIVE
 from tests.ml.evidence import ALL, Story
 
@@ -100,9 +102,9 @@ def test_the_json_says_what_was_measured_on_which_networks(done: Run) -> None:
 
 
 def test_penalties_come_from_the_sweep_or_from_the_command(done: Run) -> None:
-    """A penalty that is given stands above one that was swept."""
+    """What is given is not swept."""
     report = done.report
-    assert list(report["sweeps"]) == ["double_backprop", "gradient_regularized"]
+    assert list(report["sweeps"]) == ["gradient_regularized"]
     swept = report["sweeps"]["gradient_regularized"]
     assert [row["penalty"] for row in swept["rows"]] == [1.0, 1000.0]
     assert swept["validation_images"] == 26
@@ -225,6 +227,35 @@ def test_the_same_checkpoints_give_the_same_report_but_for_times(
             del report[key]
         report["claims"] = [claim for claim in report["claims"] if not claim["id"].startswith("7")]
     assert second == first
+
+
+def test_the_page_says_why_a_claim_is_undecided_and_what_is_not_as_in_the_paper(done: Run) -> None:
+    report = copy.deepcopy(dict(done.report))
+    by_id = {claim["id"]: claim for claim in report["claims"]}
+    for claim in by_id.values():
+        claim["verdict"] = "holds"
+    for id in ("4", "5", "6", "8a", "8b", "8c", "3b"):
+        by_id[id]["verdict"] = "undecided"
+    for id in ("8a", "8b", "8c"):
+        by_id[id]["numbers"] = []
+    by_id["3b"]["numbers"][0]["verdict"] = "undecided"
+    for name, model in report["models"].items():
+        model["clean_accuracy"] = 0.9
+        model["config"]["settings"] = DEFENSES[name].settings_for("digits")
+    figures = {path.name: path.read_bytes() for path in done.out.glob("*.png")}
+
+    def text() -> str:
+        return " ".join(evaluation_report.page(report, figures).split())
+
+    said = text()
+    assert "7 undecided (an interval leaves it open: 1, not measured: 3, people decide: 3)." in said
+    assert "hardly read" not in said
+    assert "Not the paper’s penalties" not in said
+    report["models"]["distilled"]["clean_accuracy"] = 0.69
+    report["models"]["double_backprop"]["config"]["settings"]["penalty"] = 7.0
+    said = text()
+    assert "hardly read unmodified images:</strong> distilled." in said
+    assert "double backprop (true label): 7 in place of the paper’s 200." in said
 
 
 @pytest.mark.parametrize("how", [{"colors": 8}, {"grays": 8}])
