@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.measure import medians
 from ml import datasets, defenses
 from ml.models import DROPOUT, Network
-from ml.train import Step, products_in, products_rounded
+from ml.step import Step, products_in, products_rounded
 
 PENALTY = 1000.0
 DIGITS_PENALTY = defenses.DEFENSES["gradient_regularized"].settings_for("digits")["penalty"]

@@ -13,6 +13,7 @@ from ml.datasets import Dataset, to_float
 from ml.defenses import DEFENSES
 from ml.intervals import Estimate
 from ml.models import Network
+from ml.step import Step, products_in
 
 BASELINE = "undefended"
 FEWEST = 6  # repetitions that an interval of a median takes
@@ -67,7 +68,7 @@ def measure(
         channels, height, width = dataset.train_images.shape[1:]
         network = Network((channels, height, width), len(dataset.labels), dataset.contrast_normalized)
         network.initialize(torch.Generator().manual_seed(0))
-        step = train.Step(DEFENSES[name].objective, DEFENSES[name].settings_for(dataset.name), compiled)
+        step = Step(DEFENSES[name].objective, DEFENSES[name].settings_for(dataset.name), compiled)
         ways[name] = whole_step(step, network.to(device), x, targets, schedule.precision)
     times = interleaved(ways, repetitions, on_progress)
     steps = {name: train.schedule_of(name, schedule).steps(len(dataset.train_images)) for name in names}
@@ -75,7 +76,7 @@ def measure(
 
 
 def whole_step(
-    step: train.Step, network: Network, x: Tensor, targets: Tensor, precision: str | None = None
+    step: Step, network: Network, x: Tensor, targets: Tensor, precision: str | None = None
 ) -> Callable[[], None]:
     """Training a network on images x (N, C, H, W) and target probabilities (N, K): each call is a step on this same
     batch."""
@@ -86,7 +87,7 @@ def whole_step(
 
     def once() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with train.products_in(precision):
+        with products_in(precision):
             loss, _, statistics = step(
                 network, x, targets, network.dropout_mask(len(x), generator).to(x.device)
             )

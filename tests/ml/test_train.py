@@ -20,6 +20,7 @@ from ml import checkpoints as files
 from ml import defenses, train
 from ml.datasets import Dataset
 from ml.models import Network
+from ml.step import Step, products_in, products_rounded
 from ml.train import Schedule, TrainingError
 from tests.ml.conftest import ROOT, save_dataset
 
@@ -297,7 +298,7 @@ def test_compiled_and_eager_steps_agree() -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # within PyTorch's compiler
         for compiled in (True, False):
-            step = train.Step(defenses.uniform_gradient_penalty, {"penalty": 100.0}, compiled)
+            step = Step(defenses.uniform_gradient_penalty, {"penalty": 100.0}, compiled)
             loss, logits, _ = step(network, x, targets, keep)
             network.zero_grad()
             loss.backward()
@@ -313,9 +314,9 @@ def test_compiled_and_eager_steps_agree() -> None:
 def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path) -> None:
     """In a process of its own, where no C++ compiler can be found and no compiled code is cached."""
     code = (
-        "import torch; from ml import defenses, train; from ml.models import Network\n"
+        "import torch; from ml import defenses; from ml.models import Network; from ml.step import Step\n"
         "network = Network((1, 12, 12)); targets = torch.full((8, 10), 0.1)\n"
-        "step = train.Step(defenses.plain, {}, compiled=True)\n"
+        "step = Step(defenses.plain, {}, compiled=True)\n"
         "for _ in range(2):\n"
         "    loss, _, _ = step(network, torch.rand(8, 1, 12, 12), targets, torch.ones(8, 1024)); loss.backward()\n"
         "print('loss', float(loss.detach()))\n"
@@ -363,7 +364,7 @@ def test_products_in_bfloat16_are_another_training_of_the_same_accuracy(
     trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
 ) -> None:
     rounded = dataclasses.replace(SCHEDULE, precision="bfloat16")
-    if not train.products_rounded("bfloat16"):
+    if not products_rounded("bfloat16"):
         with pytest.raises(TrainingError, match="cpu here cannot train with products in bfloat16"):
             obtain("undefended", small_digits, tmp_path, rounded)
         return
@@ -380,7 +381,7 @@ def test_only_products_within_are_rounded() -> None:
     factor, ones = torch.full((256, 256), 1 + 2**-12), torch.ones(256, 256)
 
     def product_and_error() -> None:
-        with train.products_in("bfloat16"):
+        with products_in("bfloat16"):
             inside.append(factor @ ones)
             raise ZeroDivisionError
 
@@ -388,7 +389,7 @@ def test_only_products_within_are_rounded() -> None:
     with pytest.raises(ZeroDivisionError):
         product_and_error()
     outside = factor @ ones
-    with train.products_in(None):
+    with products_in(None):
         assert torch.equal(factor @ ones, outside)
     assert bool((outside == 256 * (1 + 2**-12)).all())
-    assert bool((inside[0] == 256).all()) == train.products_rounded("bfloat16")
+    assert bool((inside[0] == 256).all()) == products_rounded("bfloat16")
