@@ -143,8 +143,10 @@ def _open_because(claim: Mapping[str, Any]) -> str:
 
 
 def _other_penalties(report: Mapping[str, Any]) -> list[str]:
-    """One sentence for each model whose gradient penalty is not the paper's."""
-    sentences = []
+    """One sentence for each model whose gradient penalty is not the paper's, on a data set of the paper."""
+    sentences: list[str] = []
+    if report["dataset"]["name"] not in TITLES:
+        return sentences
     for name, model in report["models"].items():
         penalty = model["config"]["settings"].get("penalty")
         published = DEFENSES[name].settings_for(report["dataset"]["name"]).get("penalty")

@@ -252,10 +252,14 @@ def test_the_page_says_why_a_claim_is_undecided_and_what_is_not_as_in_the_paper(
     assert "hardly read" not in said
     assert "Not the paper’s penalties" not in said
     report["models"]["distilled"]["clean_accuracy"] = 0.69
+    report["dataset"]["name"] = "svhn"
+    for name, model in report["models"].items():
+        model["config"]["settings"] = DEFENSES[name].settings_for("svhn")
+    assert "Not the paper’s penalties" not in text()
     report["models"]["double_backprop"]["config"]["settings"]["penalty"] = 7.0
     said = text()
     assert "hardly read unmodified images:</strong> distilled." in said
-    assert "double backprop (true label): 7 in place of the paper’s 200." in said
+    assert "double backprop (true label): 7 in place of the paper’s 10000." in said
 
 
 @pytest.mark.parametrize("how", [{"colors": 8}, {"grays": 8}])
