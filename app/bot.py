@@ -41,6 +41,7 @@ BAD: tuple[Kind, ...] = ("one key", "random keys", "too fast")
 class Rates:
     """For each model the probability that a participant is fooled, and that the mistake is reasonable.
 
+    A pack's own rate for a model goes by the name "pack/model", and before the one for all packs.
     With a spread these are the averages over participants and images, who differ on the logit scale (as in
     `app.population`): whoever, or whatever, is easier to fool makes more mistakes look reasonable, too.
     `seed` is that of the images' effects, which all participants share.
@@ -76,7 +77,7 @@ class Rates:
             + _effect(spread.pair_model, *image, "to", stimulus.target_label, model)
         )
         fooled, reasonable = (
-            float(expit(_base(rates.get(model, 0.0), spread.total) + effect))
+            float(expit(_base(rates.get(f"{pack}/{model}", rates.get(model, 0.0)), spread.total) + effect))
             for rates in (self.fooled, self.reasonable)
         )
         return fooled, reasonable

@@ -6,19 +6,19 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import uvicorn
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app import auth, bundle, power_command, results, settings, tables
+from app import auth, bundle, power_command, published, results, settings, tables
 from app import definition as definitions
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.db import Database
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         action="append",
         metavar="DIR",
-        help="each of the study's packs (default: stimuli/mnist-jsma)",
+        help="each of the study's packs (default: those that its file names)",
     )
     play.add_argument("--participants", type=int, default=20, metavar="N")
     play.add_argument("--seed", type=int, default=0)
@@ -102,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_model_rate,
             action="extend",
             metavar="MODEL=RATE",
-            help="default: the paper's MNIST rates, " + " ".join(f"{k}={v}" for k, v in default.items()),
+            help="default: the paper's for the pack's data set and attack, where it has none those of MNIST, "
+            + " ".join(f"{k}={v}" for k, v in default.items()),
         )
     for field in fields(Spread):
         play.add_argument(
@@ -283,7 +284,10 @@ def _import_pack(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     if args.participants < 1:
         raise ValueError("--participants must be at least 1")
-    packs = [pack_format.read(path) for path in args.pack or [settings.ROOT / "stimuli" / "mnist-jsma"]]
+    if args.pack:
+        packs = [pack_format.read(path) for path in args.pack]
+    else:
+        _, packs = _study(settings.load(), args.study)
     for i, pack in enumerate(packs):
         if pack.name in (other.name for other in packs[:i]):
             raise ValueError(f"--pack: two packs named {pack.name}; a study has one of that name")
@@ -293,8 +297,8 @@ def _simulate(args: argparse.Namespace) -> int:
                     f"the pack {pack.name} has no model {model!r}; it has {', '.join(pack.models)}"
                 )
     rates = Rates(
-        fooled=_known(PAPER_FOOLED, packs[0]) | dict(args.fooled or ()),
-        reasonable=_known(PAPER_REASONABLE, packs[0]) | dict(args.reasonable or ()),
+        fooled=rates_of(packs, "fooled", PAPER_FOOLED, dict(args.fooled or ())),
+        reasonable=rates_of(packs, "reasonable", PAPER_REASONABLE, dict(args.reasonable or ())),
         spread=Spread(**{field.name: getattr(args, f"sd_{field.name}") for field in fields(Spread)}),
         seed=args.seed,
     )
@@ -313,18 +317,36 @@ def _power(args: argparse.Namespace) -> int:
         packs = [pack_format.read(args.pack)]
         primary, looks = Primary(pack=packs[0].name), []
     else:
-        definition = Definition.model_validate(definitions.read(config.studies / f"{args.study}.toml"))
-        found = [pack_format.read(path.parent) for path in sorted(config.stimuli.glob("*/manifest.json"))]
-        packs = [pack for pack in found if pack.name in definition.packs]
-        if missing := set(definition.packs) - {pack.name for pack in packs}:
-            raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}")
+        definition, packs = _study(config, args.study)
         primary, looks = definition.primary, definition.look_sizes
     print(power_command.run(args, packs, primary, looks))
     return 0
 
 
-def _known(rates: dict[str, float], pack: Pack) -> dict[str, float]:
-    return {model: rate for model, rate in rates.items() if model in pack.models}
+def _study(config: Settings, name: str) -> tuple[Definition, list[Pack]]:
+    """The study that the file of this name defines, and its packs, where the server finds both."""
+    definition = Definition.model_validate(definitions.read(config.studies / f"{name}.toml"))
+    found = [pack_format.read(path.parent) for path in sorted(config.stimuli.glob("*/manifest.json"))]
+    packs = [pack for pack in found if pack.name in definition.packs]
+    if missing := set(definition.packs) - {pack.name for pack in packs}:
+        raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}")
+    return definition, packs
+
+
+def rates_of(
+    packs: Sequence[Pack],
+    outcome: Literal["fooled", "reasonable"],
+    mnist: Mapping[str, float],
+    given: Mapping[str, float],
+) -> dict[str, float]:
+    """By "pack/model": the rate given for the model, else the published one for such a pack, else that of MNIST."""
+    rates: dict[str, float] = {}
+    for pack in packs:
+        table = published.TABLES.get(published.kind_of(pack.manifest), {})
+        theirs = {model: getattr(counts, outcome) / counts.n for model, counts in table.items()}
+        usual: Mapping[str, float] = theirs or mnist
+        rates |= {f"{pack.name}/{m}": rate for m, rate in {**usual, **given}.items() if m in pack.models}
+    return rates
 
 
 @contextmanager

@@ -43,6 +43,13 @@ class TrialPage:
     prediction: str | None
     chosen: dict[str, str]  # what a form that was sent back had chosen: field -> value
 
+    @property
+    def digits(self) -> list[str]:
+        """The keys that choose labels by their position, "" after the tenth; none where each label is a key."""
+        if all(len(label) == 1 for label in self.labels):
+            return []
+        return [*"1234567890", *[""] * len(self.labels)][: len(self.labels)]
+
 
 @dataclass(frozen=True)
 class GridPage:

@@ -130,7 +130,11 @@ def _retry_after_s(reply: httpx2.Response | None) -> float:
 
 
 def arrive(outbox: Outbox, study: str, packs: Pack | Sequence[Pack]) -> tuple[str, dict[str, Any]]:
-    """Begin a session: its token, and the session as the API describes it. Raises SimulationError."""
+    """Begin a session: its token, and the session as the API describes it.
+
+    Raises SimulationError; where the study has images of other packs, before any session begins.
+    """
+    packs = [packs] if isinstance(packs, Pack) else packs
     created = outbox.send(
         "POST",
         "/api/sessions",
@@ -139,18 +143,17 @@ def arrive(outbox: Outbox, study: str, packs: Pack | Sequence[Pack]) -> tuple[st
             "consent": True,
             "external": {SIMULATED: "yes"},
             "request_id": str(uuid.uuid4()),  # sent again, it finds the session that it created
+            "packs": [pack.pack_sha256 for pack in packs],
         },
+        lambda status, reply: status < 400 or (status == 409 and reply.get("other_packs") is True),
     )
+    if "token" not in created:
+        raise SimulationError(
+            f"the study {study} shows images that are not in {' or '.join(pack.name for pack in packs)}: is --pack "
+            "the served pack? A study with several packs needs a --pack for each"
+        )
     token = str(created["token"])
     here = outbox.send("GET", f"/api/sessions/{token}")
-    packs = [packs] if isinstance(packs, Pack) else packs
-    served = _stimuli(packs) | {i.sha256 for pack in packs for i in (*pack.originals, *pack.clean)}
-    for trial in here["trials"]:
-        if not trial["practice"] and _sha256(trial) not in served:
-            raise SimulationError(
-                f"image {trial['position']} is not in {' or '.join(pack.name for pack in packs)}: is --pack the "
-                "served pack? A study with several packs needs a --pack for each"
-            )
     return token, here
 
 

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field,
 from sqlalchemy import select
 
 from app import answers, participation, recruiters, withdrawal
+from app import definition as definitions
+from app.db import Database
 from app.enrollment import Beginning
 from app.i18n import N_
 from app.models import NONE_PLAUSIBLE, Image
@@ -67,12 +69,17 @@ class _Body(BaseModel):
 
 
 class NewSession(_Body):
-    """`request_id` is the client's own: sent again after a lost reply, it begins no second session."""
+    """`request_id` is the client's own: sent again after a lost reply, it begins no second session.
+
+    With `packs`, their sha256, none begins unless all of the study's are among them: a program that knows images of
+    other packs could not answer.
+    """
 
     study: str = Field(max_length=60)
     consent: Literal[True]
     request_id: UUID | None = None
     language: Annotated[str, Field(max_length=10)] | None = None
+    packs: Annotated[list[StrictStr], Field(max_length=100)] | None = None
     external: Annotated[dict[str, StrictStr], AfterValidator(_bounded)] = {}
 
 
@@ -100,11 +107,20 @@ class CommentBody(_Body):
 
 
 @router.post("/api/sessions", status_code=201)
-def create_session(request: Request, body: NewSession) -> dict[str, str]:
+def create_session(request: Request, body: NewSession, db: Db) -> dict[str, str]:
     """201 also for one who comes back: what is asked for, a session of this person, is there."""
+    if body.packs is not None:
+        _check_packs(db, body.study, body.packs)
     beginning = Beginning(body.study, body.external, body.request_id, body.language)
     participant = enroll(request, beginning)
     return {"token": participant.token, "url": f"/s/{participant.token}"}
+
+
+def _check_packs(db: Database, slug: str, known: list[str]) -> None:
+    with db.read() as session:
+        study = definitions.active(session, slug)
+        if study is not None and not set(study.definition["packs"].values()) <= set(known):
+            raise Refusal(409, N_("This study shows images of other packs."), other_packs=True)
 
 
 @router.get("/api/sessions/{token}")

@@ -73,9 +73,9 @@ export function press(key) {
   changed(name);
 }
 
-// A label's own character, "n" for none of them or for no, "y" for yes.
+// A label's own character, or its digit where the page gives it one; "n" for none of them or for no, "y" for yes.
 function choices(key) {
   const all = names.flatMap(inputs);
-  const exact = all.filter((input) => input.value.toLowerCase() === key);
+  const exact = all.filter((input) => (input.dataset.key ?? input.value).toLowerCase() === key);
   return exact.length ? exact : all.filter((input) => key.length === 1 && ["none", "yes", "no"].includes(input.value) && input.value[0] === key);
 }

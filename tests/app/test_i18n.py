@@ -37,6 +37,7 @@ TRANSLATIONS = sorted(set(LANGUAGES) - {SOURCE})
 HARD_TO_MEET = {
     "This study cannot take participants: %(reason)s.",
     "This request_id has begun a session of another study.",
+    "This study shows images of other packs.",
     "This request_id has begun the session of somebody else.",
     "This session has no image %(position)s; it has images 1 to %(last)s.",
     "%(missing)s answers are still missing; the next one is image %(next)s.",
@@ -275,7 +276,7 @@ def visitor(settings: Settings, tmp_path: Path) -> Iterator[TestClient]:
     several = STUDY.replace('packs = ["test-pack"]', packs).replace('pack = "test-pack"', 'pack = "one"')
     (settings.studies / "several.toml").write_text(f"{several}\n[translations.zh]{chinese}", encoding="utf-8")
     for name in ("one", "two"):
-        make_pack(tmp_path / "stimuli" / name, name, labels=tuple("0123"), targets=1)
+        make_pack(tmp_path / "stimuli" / name, name, labels=("10", "11", "12", "13"), targets=1)
     (settings.studies / "test.toml").unlink()
     prepare(replace(settings, stimuli=tmp_path / "stimuli"))
     prepare(settings)
@@ -368,7 +369,9 @@ def bare_study(visitor: TestClient) -> None:
 
 
 def study_of_several_packs(visitor: TestClient) -> None:
+    """Their labels are no single characters: they are chosen by position."""
     player = consent(visitor, "/study/several")
+    assert_translated(visitor.get(f"/s/{player.token}"))
     player.answer(until="commenting")
     page = assert_translated(visitor.get(f"/s/{player.token}"))
     assert re.findall(r"<h2>⟦Sheets ⟧(.*)</h2>", page) == ["A, B, C", "D, E, F"]

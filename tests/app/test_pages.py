@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,12 +13,15 @@ from httpx2 import Response as Reply
 from sqlalchemy import func, select
 
 from app import participation
+from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response
 from app.recruiters import RECRUITER_KEYS
 from app.settings import Settings
-from tests.app.conftest import Player
+from tests.app.conftest import Player, begin
+from tests.app.small import SMALL_STUDY, installation
+from tests.packs import make_pack
 
 Start = Callable[..., Player]
 
@@ -381,3 +385,44 @@ def test_scripts_and_styles_are_asked_for_anew(client: TestClient) -> None:
         assert (reply.status_code, reply.headers["cache-control"]) == (200, "no-cache")
         again = client.get(f"/static/{name}", headers={"If-None-Match": reply.headers["etag"]})
         assert (again.status_code, again.headers["cache-control"]) == (304, "no-cache")
+
+
+@pytest.mark.parametrize(
+    ("labels", "keys", "said"),
+    [
+        (tuple("ABC"), [], "A – C choose ·"),
+        (("box", "horizontal", "vertical"), ["1", "2", "3"], "1 – 3 choose by position ·"),
+        (tuple(str(n) for n in range(12)), [*"1234567890", "", ""], "1 – 9 , 0 choose by position ·"),
+    ],
+)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_labels_that_are_no_single_characters_have_their_position_for_a_key(
+    tmp_path: Path, labels: tuple[str, ...], keys: list[str], said: str, language: str
+) -> None:
+    """tests/app/chromium/test_trials.py presses them."""
+    pack = make_pack(tmp_path / "stimuli" / "test-pack", labels=labels, targets=1)
+    study = SMALL_STUDY.replace("trials = 12", f'trials = {3 * len(labels)}\nlanguage = "{language}"')
+    own = installation(tmp_path, pack, study)
+    prepare(own)
+    with TestClient(create_app(own)) as client:
+        player = begin(client)
+        assert player.session()["labels"] == [*labels]
+        page = client.get(f"/s/{player.token}").text
+        player.answer(until="commenting")
+        sheets = assert_page(client.get(f"/s/{player.token}"), 200)
+    found = re.findall(
+        r'name="label" value="(\w+)"(?: data-key="(\d?)")?><span>\w+</span>(?:<kbd[^>]*>(\d?)</kbd>)?<',
+        page,
+    )[: len(labels)]
+    given = keys or [""] * len(labels)
+    assert found == [*zip(labels, given, given, strict=True)]
+    assert ("data-key" in page) is bool(keys)
+    words = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+    if language == "zh":
+        said = said.replace("choose by position", "按位置选择").replace("choose", "选择")
+        assert f"从上到下依次为 {labels[0]} 到 {labels[-1]}" in sheets
+    else:
+        assert (
+            f"Every row had one reading at first ({labels[0]} to {labels[-1]}, from top to bottom)" in sheets
+        )
+    assert said in words

@@ -38,6 +38,7 @@ from app.bot import (
     Verdict,
     bot,
 )
+from app.cli import rates_of
 from app.db import Database
 from app.models import Comment, Judgment, Participant, Response, Study, Trial
 from app.population import NO_SPREAD, Floats, Spread
@@ -46,7 +47,7 @@ from app.settings import Settings
 from app.simulate import Outbox, SimulationError
 from ml.pack import Pack, Stimulus
 from tests.app.conftest import STUDY, Server, free_port, installation, serving
-from tests.app.test_cli import app
+from tests.app.test_cli import app, assert_one_line
 from tests.packs import make_pack
 
 STUDIES = {  # of one server; each test has participants of its own
@@ -226,16 +227,40 @@ def test_a_study_of_two_packs(settings: Settings, pack: Pack, tmp_path: Path) ->
     (settings.studies / "test.toml").write_text(study)
     with serving(replace(settings, stimuli=stimuli)) as server:
         assert play(server, pack, 2, 1, "--pack", str(other.directory)) == everybody(2)
-        one = app(
-            settings, "simulate", "--url", server.url, "--study", "test", "--pack", str(other.directory)
-        )
+        command = ("simulate", "--url", server.url, "--study", "test", "--participants", "2")
+        one = app(settings, *command, "--pack", str(other.directory))
         assert (one.returncode, one.stderr.count("\n")) == (2, 1)
-        assert "is not in other-pack" in one.stderr
+        assert "shows images that are not in other-pack" in one.stderr
         assert "needs a --pack for each" in one.stderr
+        assert results(server)["participants"]["started"] == 2, "nobody came before that was said"
+        both = app(server.settings, *command)  # as the study's file names them
+        assert (both.returncode, both.stdout, both.stderr) == (0, everybody(2), "")
+        elsewhere = app(settings, *command)
+        assert (elsewhere.returncode, elsewhere.stdout) == (2, "")
+        assert "there is no pack 'other-pack' in" in elsewhere.stderr
+        assert results(server)["participants"]["started"] == 4
         models = [found["models"] for found in results(server)["packs"].values()]
     shown = [sum(model["human_fooled"]["n"] for model in found.values()) for found in models]
-    assert sum(shown) == 60
+    assert sum(shown) == 120
     assert all(shown)
+
+
+def test_each_pack_has_the_published_rates_of_its_data_and_attack(pack: Pack, tmp_path: Path) -> None:
+    def made(name: str, data: str, attack: str) -> Pack:
+        manifest = pack.manifest | {"name": name, "dataset": {"name": data}, "attack": {"name": attack}}
+        return replace(pack, name=name, manifest=manifest)
+
+    packs = [made("drawn", "mnist", "jsma"), made("photos", "svhn", "tgsm"), made("own", "photos", "tgsm")]
+    fooled = rates_of(packs, "fooled", PAPER_FOOLED, {"distilled": 0.2})
+    reasonable = rates_of(packs, "reasonable", PAPER_REASONABLE, {"distilled": 0.9})
+    model = "gradient_regularized"
+    assert [fooled[f"{p.name}/{model}"] for p in packs] == [9 / 55, 25 / 54, PAPER_FOOLED[model]]
+    assert [reasonable[f"{p.name}/{model}"] for p in packs] == [23 / 55, 44 / 54, PAPER_REASONABLE[model]]
+    assert [fooled[f"{p.name}/distilled"] for p in packs] == [0.2] * 3
+    rates = Rates(fooled | {model: 0.0}, reasonable | {model: 1.0})
+    stimulus = next(s for s in pack.stimuli if s.model == model)
+    for name, chances in (("photos", (25 / 54, 44 / 54)), ("unknown", (0.0, 1.0))):
+        assert rates.chances(1, name, stimulus) == pytest.approx(chances)
 
 
 def test_bad_input_is_one_line(server: Server, pack: Pack, tmp_path: Path) -> None:
@@ -270,6 +295,15 @@ def test_bad_input_is_one_line(server: Server, pack: Pack, tmp_path: Path) -> No
         assert done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("error: ")
         assert complaint in done.stderr
+    done = app(server.settings, "simulate", "--url", server.url, "--study", "nothing")
+    assert_one_line(done, "nothing.toml: cannot be read")
+    database = Database(server.settings.database_url)
+    with database.read() as session:
+        begun = (
+            select(Participant).join(Study, Study.id == Participant.study_id).where(Study.slug == "refused")
+        )
+        assert session.scalars(begun).all() == [], "it is said before a session begins"
+    database.close()
 
 
 class _Stranger(BaseHTTPRequestHandler):

@@ -37,12 +37,15 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
     blocks = STUDY.replace("A study for tests", "With pauses")
     blocks = blocks.replace("[primary]", "pause_after = 5\nrotate_questions = true\n\n[primary]", 1)
     (settings.studies / "blocks.toml").write_text(blocks)
-    # A pack that no other test shares: it goes into the database alone.
+    # Packs that no other test shares: they go into the database alone.
     stimuli = tmp_path_factory.mktemp("larger")
     make_pack(stimuli / "larger-pack", "larger-pack", size=32)
     kinds = STUDY.replace("A study for tests", "With images of two sizes")
     kinds = kinds.replace('packs = ["test-pack"]', 'packs = ["test-pack", "larger-pack"]')
     kinds = kinds.replace("seed = 7", 'seed = 7\nquestions = ["label", "runner_up"]')
+    make_pack(stimuli / "words-pack", "words-pack", labels=("box", "horizontal", "vertical"), targets=2)
+    words = STUDY.replace("test-pack", "words-pack").replace("seed = 7", "seed = 7\ntrials = 9")
+    (settings.studies / "words.toml").write_text(words)
     prepare(replace(settings, stimuli=stimuli, studies=stimuli))
     (settings.studies / "kinds.toml").write_text(kinds)
     return settings

@@ -329,6 +329,43 @@ def test_single_keys_can_be_switched_off_for_good(visit: Visit, db: Database) ->
     assert checked(page) == [("label", "7")]
 
 
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (1366, 768)])
+def test_labels_of_several_letters_are_chosen_by_position(
+    visit: Visit, db: Database, width: int, height: int
+) -> None:
+    visitor = visit(viewport={"width": width, "height": height})
+    page = visitor.begin("/study/words")
+    token = token_of(page)
+    painted(page)
+    hint = page.locator("#keys")
+    expect(hint).to_contain_text("1–3 choose by position · N none")
+    shown = first_labels(page).locator("kbd")
+    assert shown.all_inner_texts() == ["1", "2", "3"]
+    for label, digit in zip(first_labels(page).locator(".key:has(kbd)").all(), shown.all(), strict=True):
+        around, inside = label.bounding_box(), digit.bounding_box()
+        assert around
+        assert inside
+        assert around["x"] < inside["x"] < inside["x"] + inside["width"] < around["x"] + around["width"]
+        assert around["y"] < inside["y"]
+    for key in ("b", "4", "0"):
+        page.keyboard.press(key)
+    assert checked(page) == []
+    page.keyboard.press("3")
+    page.keyboard.press("1")
+    assert checked(page) == [("label", "vertical"), ("runner_up", "box")]
+    page.keyboard.press("Enter")
+    expect(progress(page)).to_have_text(name_of(2))
+    expect(saved(page)).to_have_text("Saved")
+    assert [(row.label, row.runner_up) for row in rows(db, token)] == [("vertical", "box")]
+    painted(page)
+    page.get_by_role("checkbox", name="Keys:").uncheck()
+    expect(shown.first).to_be_hidden()
+    page.keyboard.press("2")
+    assert checked(page) == []
+    first_labels(page).get_by_role("radio", name="horizontal", exact=True).check()
+    assert checked(page) == [("label", "horizontal")]
+
+
 SCREENS = [(360, 640), (683, 657), (800, 600), (768, 1024), (1366, 768)]
 
 
