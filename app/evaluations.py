@@ -168,6 +168,11 @@ def said(number: object, depth: int = 0) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
+def as_text(value: object) -> str:
+    """The same of anything else that JSON knows; "" where there is nothing."""
+    return "" if value is None or value == "" else said(value)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import auth, evaluations, printed, showing
-from app.evaluations import PAGE, Evaluation
+from app.evaluations import PAGE, Evaluation, as_text
 from app.models import Image, Pack, Stimulus
 from app.participation import Refusal
 from app.settings import Settings
@@ -27,6 +27,8 @@ ATTACKS = {
     "jsma": "Jacobian-based saliency map attack (JSMA)",
     "tgsm": "iterated targeted gradient sign method (iterated TGSM)",
 }
+EVALUATED = {"mnist", "svhn", "notmnist", "digits"}
+"""The data sets of `python -m ml.evaluate`, which trains the laboratory's own networks."""
 SAID_ELSEWHERE = {"model", "dataset", "data_sha256", "image_shape", "classes", "recipe", "seed"}
 
 
@@ -58,7 +60,9 @@ class PackPage:
     about: dict[str, str]  # what the pack was made from and how: title -> text
     models: list[ModelRow]
     evaluations: list[Evaluation]  # of these very networks
-    dataset: str
+    evaluates: (
+        str  # the data set with which the laboratory would evaluate networks like these; "" where it cannot
+    )
     pixels: tuple[int, int]  # width and height of its images
 
 
@@ -131,9 +135,15 @@ def _pack_page(session: Session, pack: Pack, found: list[Evaluation]) -> PackPag
             for model in pack.models
         ],
         evaluations=[evaluation for evaluation in found if evaluation.is_about(checkpoints)],
-        dataset=_text(dataset.get("name")),
+        evaluates=_evaluates(dataset, described),
         pixels=(image.width, image.height),
     )
+
+
+def _evaluates(dataset: Mapping[str, Any], described: Mapping[str, Mapping[str, Any]]) -> str:
+    own = any("own" in _object(about.get("training")) for about in described.values())
+    name = as_text(dataset.get("name"))
+    return name if name in EVALUATED and not own else ""
 
 
 def _row(name: str, about: Mapping[str, Any], stimuli: int, grid: Image) -> ModelRow:
@@ -143,7 +153,7 @@ def _row(name: str, about: Mapping[str, Any], stimuli: int, grid: Image) -> Mode
         clean_accuracy=accuracy if _is_number(accuracy) and 0 <= accuracy <= 1 else None,
         success=_success(_object(about.get("success_rate_before_filter"))),
         training=training(_object(about.get("training"))),
-        checkpoint=_text(about.get("checkpoint_sha256")) or None,
+        checkpoint=as_text(about.get("checkpoint_sha256")) or None,
         stimuli=stimuli,
         grid=grid,
     )
@@ -157,27 +167,31 @@ def _success(reached: Mapping[str, Any]) -> Success | None:
 def training(config: Mapping[str, Any]) -> list[str]:
     """How a network was trained, one setting a line: schedule, settings of its defense, whatever else is there."""
     schedule, defense = (dict(_object(config.get(part))) for part in ("schedule", "settings"))
-    lines = [f"{_text(schedule.pop(key))} {key}" for key in ("epochs", "batches") if schedule.get(key)]
+    lines = [
+        _counted(schedule.pop(key), key, one)
+        for key, one in (("epochs", "epoch"), ("batches", "batch"))
+        if schedule.get(key)
+    ]
     if "batch" in schedule:
-        lines.append(f"{_text(schedule.pop('batch'))} images a batch")
+        lines.append(_counted(schedule.pop("batch"), "images a batch", "image a batch"))
     lines += [_setting(key, value) for key, value in (schedule | defense).items() if value is not None]
     if config.get("teacher"):
-        lines.append(f"towards the probabilities of a {_words(_text(config['teacher']))}")
+        lines.append(f"towards the probabilities of a {_words(as_text(config['teacher']))}")
     rest = config.keys() - SAID_ELSEWHERE - {"schedule", "settings", "teacher"}
     return lines + [_setting(key, config[key]) for key in sorted(rest) if config[key] is not None]
 
 
 def _about(manifest: Mapping[str, Any]) -> dict[str, str]:
     dataset, attack = _object(manifest.get("dataset")), _object(manifest.get("attack"))
-    name = _text(attack.get("name"))
+    name = as_text(attack.get("name"))
     parameters = [_setting(key, value) for key, value in sorted(_object(attack.get("parameters")).items())]
-    versions = [f"{key} {_text(value)}" for key, value in sorted(_object(manifest.get("versions")).items())]
+    versions = [f"{key} {as_text(value)}" for key, value in sorted(_object(manifest.get("versions")).items())]
     said = {
-        "Data set": ", ".join(filter(None, (_text(dataset.get("name")), _text(dataset.get("source"))))),
-        "Only a part": _text(dataset.get("note")),
-        "Licence": _text(dataset.get("licence")),
+        "Data set": ", ".join(filter(None, (as_text(dataset.get("name")), as_text(dataset.get("source"))))),
+        "Only a part": as_text(dataset.get("note")),
+        "Licence": as_text(dataset.get("licence")),
         "Attack": ", ".join([ATTACKS.get(name, name), *parameters]),
-        "Made with": ", ".join([f"seed {_text(manifest.get('seed'))}", *versions]),
+        "Made with": ", ".join([f"seed {as_text(manifest.get('seed'))}", *versions]),
     }
     return {title: text for title, text in said.items() if text}
 
@@ -190,7 +204,7 @@ def _described(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _checkpoints(pack: Pack) -> dict[str, str | None]:
     """Model -> sha256 of its checkpoint, where the manifest says it."""
     described = _described(pack.manifest)
-    return {model: _text(described[model].get("checkpoint_sha256")) or None for model in pack.models}
+    return {model: as_text(described[model].get("checkpoint_sha256")) or None for model in pack.models}
 
 
 # Of a manifest the import checks what the study rests on; the rest may be anything that JSON knows.
@@ -204,12 +218,12 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _text(value: object) -> str:
-    return "" if value is None or value == "" else evaluations.said(value)
+def _counted(count: object, many: str, one: str) -> str:
+    return f"{as_text(count)} {one if count == 1 else many}"
 
 
 def _setting(key: str, value: object) -> str:
-    return f"{_words(key)} {_text(value)}"
+    return f"{_words(key)} {as_text(value)}"
 
 
 def _words(name: str) -> str:

@@ -1,13 +1,16 @@
 """What the dashboard and the report show of a study's results, made ready for their templates."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import charts, figures, published
 from app.definition import ALPHA
+from app.evaluations import as_text
 from app.models import Pack, StudyPack
 from app.outcomes import OUTCOMES
 from app.printed import p_value, percent, points
@@ -31,10 +34,21 @@ ENOUGH = 5  # of those with at least so many answers: fewer cannot tell images a
 
 
 @dataclass(frozen=True)
+class Data:
+    """What a pack's images were made from, as its manifest says it; "" where it does not."""
+
+    name: str
+    source: str
+    note: str  # that the files are only a part of the published set
+    licence: str
+
+
+@dataclass(frozen=True)
 class PackSheet:
     """One pack's part of the page; without `results.views` (masked) there are no figures and no images."""
 
     name: str
+    data: Data
     results: PackResults
     finding: str | None  # the primary comparison as a sentence, where it is this pack's
     notes: list[str]  # what the intervals cannot account for
@@ -58,8 +72,8 @@ class Sheet:
 def sheet(session: Session, results: Results) -> Sheet:
     """Everything that is shown; figures are drawn here."""
     not_asked = frozenset(name for name in OUTCOMES if not results.definition.asks(name))
-    kinds = {
-        pack.name: published.kind_of(pack.manifest)
+    manifests = {
+        pack.name: pack.manifest
         for pack in session.scalars(
             select(Pack)
             .join(StudyPack, StudyPack.pack_id == Pack.id)
@@ -69,19 +83,22 @@ def sheet(session: Session, results: Results) -> Sheet:
     began = [person.started_at for person in results.progress]
     return Sheet(
         results=results,
-        packs=[_pack_sheet(results, name, kinds[name], not_asked) for name in results.packs],
+        packs=[_pack_sheet(results, name, manifests[name], not_asked) for name in results.packs],
         not_asked=not_asked,
         dates=(min(began, default=None), max(began, default=None)),
     )
 
 
-def _pack_sheet(results: Results, name: str, kind: tuple[str, str], not_asked: frozenset[str]) -> PackSheet:
-    pack = results.packs[name]
+def _pack_sheet(
+    results: Results, name: str, manifest: Mapping[str, Any], not_asked: frozenset[str]
+) -> PackSheet:
+    pack, kind = results.packs[name], published.kind_of(manifest)
     images = [image for image in pack.views.images if image.counted >= ENOUGH] if pack.views else []
     by_low = sorted(images, key=lambda i: (-i.low, -i.reasonable, i.sha256))
     by_high = sorted(images, key=lambda i: (i.high, i.reasonable, i.sha256))
     return PackSheet(
         name=name,
+        data=Data(**{field.name: as_text(manifest["dataset"].get(field.name)) for field in fields(Data)}),
         results=pack,
         finding=next((finding(results, c) for c in pack.comparisons if c.primary), None),
         notes=_notes(pack) if pack.views else [],

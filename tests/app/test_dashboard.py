@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from app import auth, printed, results, sheet
 from app import definition as definitions
-from app import printed, results, sheet
 from app.cli import prepare
 from app.db import Database
+from app.main import create_app
 from app.results import Results
 from app.settings import Settings
+from ml import pack as pack_format
 from ml.pack import Pack, Stimulus
 from tests.app.conftest import Player
 from tests.app.oracle import MODELS, OUTCOMES, by_labels, play, read_csv, strict
 from tests.app.reading import Page, assert_no_nonsense, assert_page_says
-from tests.app.small import prepared, settings, small, study
+from tests.app.small import SMALL_STUDY, installation, prepared, settings, small, study
 
 PLAIN = by_labels(
     {"undefended": (1, 0, 0, 1), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)}
@@ -187,6 +189,46 @@ def test_all_answers_the_same(researcher: TestClient, small: Pack, target: bool)
         "participants and these images. There is no interval: all participants have the same difference, so "
         "its spread is unknown. With 3 participants this test cannot give a p below 0.2500."
     ]
+
+
+# What the images are
+
+
+def test_only_a_part_of_a_data_set_is_said_with_the_results(small: Pack, tmp_path: Path) -> None:
+    note = "A part of SVHN: 24,027 training images and 2,000 test images, not the full set."
+    dataset = {"name": "svhn", "source": "Somebody & Co", "licence": "non-commercial use only"}
+    pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
+    for folder, said in ((tmp_path / "part", note), (tmp_path / "all", "")):
+        manifest = small.manifest | {
+            "dataset": small.manifest["dataset"] | dataset | {"note": said},
+            "attack": {"name": "tgsm", "parameters": {}},
+        }
+        folder.mkdir()
+        pack = pack_format.write(folder / "stimuli" / "test-pack", manifest, pngs)
+        own = installation(folder, pack, SMALL_STUDY)
+        prepare(own)
+        with TestClient(create_app(own)) as client:
+            client.cookies.set(auth.COOKIE, auth.cookie(own.secret))
+            masked = Page(client.get("/results/test").text)
+            client.post("/results/test/unmask")
+            dashboard = Page(client.get("/results/test").text)
+            report = Page(client.get("/results/test/report.html").text)
+        for page in (masked, dashboard, report):
+            line = "Images made from svhn, licence: non-commercial use only."
+            assert f"{line} {said}".strip() in page.text
+        for page in (masked, dashboard):
+            assert_no_nonsense(page)
+        for page in (dashboard, report):
+            caption = page.captions["Published table, test-pack"]
+            assert (
+                "and here only a part of the data set was at hand, to train the networks too;" in caption
+            ) is bool(said)
+            assert said in caption
+        methods = report.text.partition("Methods")[2].partition("What made these numbers")[0]
+        part = " (only a part)" if said else ""
+        assert (
+            f"The images: test-pack, made from svhn, Somebody & Co{part}; licence: non-commercial use only. {said}"
+        ).strip() in methods
 
 
 # Wording, for results that would take thousands of participants to play

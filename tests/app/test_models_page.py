@@ -21,10 +21,11 @@ from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Unmasking
-from app.models_page import training
+from app.models_page import EVALUATED, training
 from app.security import CONTENT_SECURITY_POLICY
 from app.settings import Settings
 from ml import pack as pack_format
+from ml.datasets import DATASETS
 from ml.pack import Pack
 from tests.app.conftest import Player
 from tests.app.evaluation import png, report_about, write_evaluation
@@ -142,6 +143,8 @@ def test_the_training_of_each_defense_reads_well() -> None:
         "towards the probabilities of a distillation teacher",
         "contrast normalized yes",
     ]
+    assert training({"schedule": {"epochs": 1, "batch": 1}}) == ["1 epoch", "1 image a batch"]
+    assert training({"schedule": {"batches": 1}}) == ["1 batch"]
     assert training({}) == []
 
 
@@ -166,8 +169,32 @@ def test_a_pack_that_says_odd_things_breaks_nothing(small: Pack, tmp_path: Path,
     pack = pack_format.write(tmp_path / "stimuli" / "test-pack", manifest, pngs)
     with served(pack, tmp_path) as client:
         page = Page(sign_in(client).get(PAGE).text)
+        assert client.get("/results/test").status_code == 200
     assert page.tables["Networks, test-pack"][1][:3] == ["undefended", "–", "–"]
-    assert "--dataset <mnist> makes one" in page.text
+    assert "makes one" not in page.text
+
+
+def test_a_command_is_named_only_where_it_makes_an_evaluation_of_such_networks(
+    small: Pack, tmp_path: Path
+) -> None:
+    assert set(DATASETS) == EVALUATED
+    pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
+    own = {"own": "my_models:make", "weights": None}
+    for i, (name, trained, named) in enumerate(
+        [("photos", {}, False), ("svhn", {}, True), ("svhn", own, False)]
+    ):
+        manifest = small.manifest | {
+            "dataset": small.manifest["dataset"] | {"name": name},
+            "models": [record | {"training": trained} for record in small.manifest["models"]],
+        }
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        with served(pack_format.write(folder / "stimuli" / "test-pack", manifest, pngs), folder) as client:
+            page = shown(sign_in(client))
+        assert (
+            "is about these very networks: python -m ml.evaluate --dataset svhn makes one." in page.text
+        ) is named
+        assert ("is about these very networks." in page.text) is not named
 
 
 # Who may see it, and that it says nothing of people
@@ -274,7 +301,7 @@ def test_an_evaluation_of_other_networks_is_not(
         write_evaluation(settings.results, small, name, **models)
         assert researcher.get(f"{PAGE}/{name}/curves.png").status_code == 404
     page = shown(researcher)
-    assert "python -m ml.evaluate --dataset test makes one" in page.text
+    assert "No evaluation in evaluations is about these very networks." in page.text
     assert "Accuracy over epsilon" not in page.text
     write_evaluation(settings.results, small, "these")
     assert "What the laboratory measured: these" in shown(researcher).text
