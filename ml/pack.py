@@ -5,7 +5,7 @@ serving a study needs none. What the manifest must say is in `ml/manifest.py`. A
 
     python -m ml.pack verify DIR
 
-measures everything in a pack anew (`ml/verify.py`).
+measures a pack anew (`ml/verify.py`).
 """
 
 import hashlib
