@@ -76,7 +76,7 @@ def readme(app: App) -> None:
     trial(page, f"{app.url}/study/mnist")
     app.simulate(20)
     page.goto(app.dashboard)
-    page.goto(f"{app.url}/results/mnist")
+    page.goto(f"{app.url}/results/mnist?data=simulated")
     page.set_viewport_size({"width": 1120, "height": 1000})
     page.screenshot(path=IMAGES / "dashboard.png")
 
