@@ -132,7 +132,7 @@ def attack_enough(
                     raise PairsError(
                         f"label {dataset.labels[label]}: only {len(survivors)} pairs from {len(set(survivors))} of "
                         f"{used[label]} images fool every model ({passed} more were passed over, most as misread "
-                        f"unmodified); train for longer or take another seed"
+                        f"unmodified); train for longer, take another seed or, for models of your own, other ones"
                     )
                 wanted[label] = 1
     assert attempts is not None
