@@ -33,4 +33,9 @@ UNREASONABLE_P = {("mnist", "jsma"): 0.07, ("svhn", "tgsm"): 0.08}
 
 def kind_of(manifest: Mapping[str, Any]) -> tuple[str, str]:
     """Data set and attack of a pack, by which the paper's table is found."""
-    return str(manifest["dataset"]["name"]), str(manifest["attack"]["name"])
+    return _name(manifest.get("dataset")), _name(manifest.get("attack"))
+
+
+def _name(record: object) -> str:
+    """Empty where the manifest, of which the import checks only what the study rests on, has none."""
+    return str(record.get("name", "")) if isinstance(record, dict) else ""

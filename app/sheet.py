@@ -93,12 +93,14 @@ def _pack_sheet(
     results: Results, name: str, manifest: Mapping[str, Any], not_asked: frozenset[str]
 ) -> PackSheet:
     pack, kind = results.packs[name], published.kind_of(manifest)
+    data = manifest.get("dataset")
+    data = data if isinstance(data, dict) else {}
     images = [image for image in pack.views.images if image.counted >= ENOUGH] if pack.views else []
     by_low = sorted(images, key=lambda i: (-i.low, -i.reasonable, i.sha256))
     by_high = sorted(images, key=lambda i: (i.high, i.reasonable, i.sha256))
     return PackSheet(
         name=name,
-        data=Data(**{field.name: as_text(manifest["dataset"].get(field.name)) for field in fields(Data)}),
+        data=Data(**{field.name: as_text(data.get(field.name)) for field in fields(Data)}),
         results=pack,
         finding=next((finding(results, c) for c in pack.comparisons if c.primary), None),
         notes=_notes(pack) if pack.views else [],

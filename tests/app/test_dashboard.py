@@ -231,6 +231,23 @@ def test_only_a_part_of_a_data_set_is_said_with_the_results(small: Pack, tmp_pat
         ).strip() in methods
 
 
+@pytest.mark.parametrize(
+    "odd", [{"dataset": "unknown"}, {"dataset": {}, "attack": 7}, {"attack": {"name": None}}]
+)
+def test_a_pack_that_does_not_say_what_it_is_made_of_has_results(
+    odd: dict[str, Any], small: Pack, tmp_path: Path
+) -> None:
+    """Its import checks what the study rests on, not where images are from."""
+    pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
+    pack = pack_format.write(tmp_path / "stimuli" / "test-pack", small.manifest | odd, pngs)
+    own = installation(tmp_path, pack, SMALL_STUDY)
+    prepare(own)
+    with TestClient(create_app(own)) as client:
+        client.cookies.set(auth.COOKIE, auth.cookie(own.secret))
+        client.post("/results/test/unmask")
+        assert_no_nonsense(Page(client.get("/results/test").text))
+
+
 # Wording, for results that would take thousands of participants to play
 
 
