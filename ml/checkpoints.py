@@ -137,31 +137,6 @@ def progress_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.unfinished")
 
 
-def obstacle(path: Path) -> str | None:
-    """Why nothing can be written at a path, whose folders may be yet to be made; None where it can.
-
-    It is tried out, as permissions alone do not tell; nothing is left behind.
-    """
-    if str(path).encode(errors="ignore").decode() != str(path):
-        return "its name is not UTF-8"
-    folder = path.parent
-    try:
-        path = path.resolve()
-        if Path.cwd().is_relative_to(path):
-            return "the current folder is there"
-        folder = path.parent
-        while not os.path.lexists(folder):
-            folder = folder.parent
-        if not folder.is_dir():
-            return f"{folder} is not a folder"
-        Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=folder)).rmdir()
-    except RuntimeError:  # of links
-        return "a link that leads to itself"
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
-    return None
-
-
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return CheckpointError(f"{path}: not a readable checkpoint ({reason})")

@@ -1,5 +1,6 @@
-"""Folders that are replaced whole or not at all, together with what others keep in them."""
+"""Folders that are replaced whole or not at all, with what others keep in them, and whether they can be written."""
 
+import glob
 import os
 import shutil
 import sys
@@ -23,9 +24,10 @@ def replaced(folder: Path, ours: Callable[[Path], Iterable[str]]) -> Iterator[Pa
     with _alone_in(folder.parent):
         _bring_back(folder)
     holder = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    fresh, old = holder / "fresh", holder / "old"
+    fresh, old = holder / "fresh", holder / "old" / folder.name
     try:
         fresh.mkdir()
+        old.parent.mkdir()
         yield fresh
         with _alone_in(folder.parent):
             try:
@@ -45,10 +47,36 @@ def replaced(folder: Path, ours: Callable[[Path], Iterable[str]]) -> Iterator[Pa
             shutil.rmtree(holder, ignore_errors=True)
 
 
+def obstacle(path: Path) -> str | None:
+    """Why nothing can be written at a path, whose folders may be yet to be made; None where it can.
+
+    It is tried out, as permissions alone do not tell; nothing is left behind.
+    """
+    if str(path).encode(errors="ignore").decode() != str(path):
+        return "its name is not UTF-8"
+    folder = path.parent
+    try:
+        path = path.resolve()
+        if Path.cwd().is_relative_to(path):
+            return "the current folder is there"
+        folder = path.parent
+        while not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            return f"{folder} is not a folder"
+        Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=folder)).rmdir()
+    except RuntimeError:  # of links
+        return "a link that leads to itself"
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    return None
+
+
 def _bring_back(folder: Path) -> None:
-    for holder in sorted(folder.parent.glob(f".{folder.name}-*")):
-        if (holder / "old").is_dir() and not folder.exists():
-            (holder / "old").rename(folder)
+    for holder in sorted(folder.parent.glob(f".{glob.escape(folder.name)}-*")):
+        old = holder / "old" / folder.name  # its name again, as another folder's may begin alike
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
             shutil.rmtree(holder, ignore_errors=True)
 
 

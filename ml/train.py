@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ml import checkpoints as files
-from ml import distributed
+from ml import distributed, folders
 from ml.checkpoints import CheckpointError, Trained
 from ml.datasets import Dataset, to_float
 from ml.defenses import DEFENSES, Objective
@@ -139,7 +139,7 @@ def _penalty(text: str) -> tuple[str, float]:
 
 def check_writable(path: Path, option: str) -> None:
     """Raises TrainingError, which names the option, unless the first process can write at `path` in the end."""
-    if (reason := distributed.everyones(files.obstacle(path))[0]) is not None:
+    if (reason := distributed.everyones(folders.obstacle(path))[0]) is not None:
         raise TrainingError(f"{option}: {str(path)!r} cannot be written ({reason})")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ml import checkpoints, evaluate, generate, train
+from ml import checkpoints, evaluate, folders, generate, train
 from ml.datasets import Dataset
 
 Main = Callable[[list[str]], int]
@@ -90,7 +90,7 @@ def test_own_images_are_not_read_either(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_trying_whether_something_can_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "new", tmp_path / "a" / "b" / "new", Path("not-there") / "new"):
-        assert checkpoints.obstacle(path) is None
+        assert folders.obstacle(path) is None
     assert list(tmp_path.iterdir()) == []
     assert not Path("not-there").exists()
 
@@ -130,7 +130,7 @@ def test_models_that_are_trained_already_may_lie_where_nothing_can_be_written(
     config = train.configuration("undefended", data, schedule, 0)
     path = checkpoints.path_of(tmp_path, config)
     checkpoints.save(path, checkpoints.fresh_network(config), config, 0.5)
-    monkeypatch.setattr(checkpoints, "obstacle", lambda path: "it can only be read")
+    monkeypatch.setattr(folders, "obstacle", lambda path: "it can only be read")
     device = train.pick_device("cpu")
     assert train.obtain("undefended", data, schedule, 0, device, tmp_path).checkpoint == path
 

@@ -1,6 +1,7 @@
 """A folder is replaced whole or not at all, and what others keep in it stays."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -102,8 +103,12 @@ with folders.replaced(Path(sys.argv[1]), lambda old: ["result.txt", "images"]) a
     done = subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, env=os.environ, check=False)
     assert done.returncode == -9
     assert not folder.exists()
-    (hidden,) = folder.parent.glob(".here-*/old")
+    (hidden,) = folder.parent.glob(".here-*/old/here")
     assert contents(hidden) == before
+    for alike in ("her", "here-too", "he[r]e"):
+        write(folder.with_name(alike), "another")
+        assert contents(folder.with_name(alike)).keys() == {"result.txt", "images/another.txt"}
+        shutil.rmtree(folder.with_name(alike))
     write(folder, "new")
     assert contents(folder)["notes/deep/a.txt"] == "precious"
     assert contents(folder)["result.txt"] == "new"
