@@ -60,9 +60,7 @@ class PackPage:
     about: dict[str, str]  # what the pack was made from and how: title -> text
     models: list[ModelRow]
     evaluations: list[Evaluation]  # of these very networks
-    evaluates: (
-        str  # the data set with which the laboratory would evaluate networks like these; "" where it cannot
-    )
+    evaluates: str  # the data set for the laboratory to evaluate networks like these; "" where it cannot
     pixels: tuple[int, int]  # width and height of its images
 
 

@@ -135,8 +135,8 @@ def generate(
     """Trains what is not trained yet, attacks, writes the pack to `out` and prints a summary.
 
     `models` are names of DEFENSES or specifications of `own_models.load`; `penalties` replace those of models
-    named so. Several processes share the work; the
-    first one writes. Raises GenerateError, PairsError, TrainingError, OwnModelError, PackError.
+    named so. Several processes share the work; the first one writes. Raises GenerateError, PairsError,
+    TrainingError, OwnModelError, PackError.
     """
     versions = installed_versions()
     started = time.monotonic()

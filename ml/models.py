@@ -22,7 +22,7 @@ Statistics = list[Tensor]
 MOMENTUM = 0.9  # of the running averages, in TensorFlow's sense: new = 0.9 old + 0.1 batch
 DROPOUT = 0.5
 
-_LEAST_DEVIATION = 1e-4  # below which contrast is not stretched any further
+LEAST_DEVIATION = 1e-4  # below which contrast is not stretched any further
 
 
 class BatchNorm(nn.Module):
@@ -86,7 +86,7 @@ class LocalContrast(nn.Module):
 
         centered = x - blurred(x)
         # Bounded below before the root, whose gradient at 0 is infinite.
-        return centered, blurred(centered.square()).clamp(min=_LEAST_DEVIATION**2).sqrt()
+        return centered, blurred(centered.square()).clamp(min=LEAST_DEVIATION**2).sqrt()
 
 
 class Network(nn.Module):
@@ -140,7 +140,7 @@ class Network(nn.Module):
         """(N, 1, 1, 1), how many pixel units one normalized unit is: 1, or each image's standard deviation."""
         if self.local_contrast is None:
             return torch.ones_like(pixels[:, :1, :1, :1])
-        return pixels.var((1, 2, 3), keepdim=True).clamp(min=_LEAST_DEVIATION**2).sqrt()
+        return pixels.var((1, 2, 3), keepdim=True).clamp(min=LEAST_DEVIATION**2).sqrt()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits (N, K) of images (N, C, H, W)."""

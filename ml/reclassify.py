@@ -17,13 +17,13 @@ from ml import train
 from ml.attacks import ATTACKS
 from ml.checkpoints import CheckpointError, Trained
 from ml.datasets import Dataset
+from ml.models import LEAST_DEVIATION
 from ml.pack import CleanImage, Pack, Pixels, Stimulus
 
 TOLERANCE = 1e-3  # of target_probability: another processor rounds differently
 
 _CHUNK = 1000  # images that a network is shown at once
 _ROUNDING = 0.51  # of 255: to 8 bits, and a little for float32
-_LEAST_DEVIATION = 1e-4  # of pixels, as `Network.units` has it
 _MOST_EPSILON, _MOST_STEPS = 1e6, 2**31 - 1  # of what is no mistake
 
 Gray = npt.NDArray[np.float64]  # (H, W), 0 to 255
@@ -186,7 +186,7 @@ def possible(read: Pack, pixels: dict[str, Pixels]) -> Possible:
     try:
         for s in measurable:
             original = originals[s.source_index].astype(np.float64)
-            unit = max(original.std(ddof=1) / 255, _LEAST_DEVIATION) if s.model in normalized else 1.0
+            unit = max(original.std(ddof=1) / 255, LEAST_DEVIATION) if s.model in normalized else 1.0
             faults = _FAULTS[name](
                 s.iterations, pixels[s.sha256].astype(np.float64), original, parameters, unit
             )
