@@ -22,10 +22,10 @@ from tqdm import tqdm
 from app import auth
 from app import definition as definitions
 from app.assignment import placebo_label
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, Response, Stimulus, Study, Trial
+from app.serving import prepare
 from app.settings import ROOT, Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

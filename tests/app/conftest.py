@@ -21,8 +21,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app import auth
-from app.cli import prepare
 from app.main import create_app
+from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
 from tests.packs import make_pack

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import prepare
 from app.db import Database
+from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY

@@ -20,8 +20,9 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 from app import settings as settings_module
-from app.cli import main, prepare
+from app.cli import main
 from app.main import create_app
+from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
 from tests.app.conftest import STUDY, Player, Server, environment

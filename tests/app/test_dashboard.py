@@ -10,10 +10,10 @@ from fastapi.testclient import TestClient
 
 from app import auth, printed, results, sheet
 from app import definition as definitions
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.results import Results
+from app.serving import prepare
 from app.settings import Settings
 from ml import pack as pack_format
 from ml.pack import Pack, Stimulus

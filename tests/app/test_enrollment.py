@@ -15,12 +15,12 @@ from httpx2 import Response as Reply
 from sqlalchemy import func, select, update
 
 from app import enrollment
-from app.cli import prepare
 from app.db import Database
 from app.enrollment import ABANDONED_AFTER
 from app.main import create_app
 from app.models import Participant, RecruiterId, Study, Trial
 from app.recruiters import PERSONAL
+from app.serving import prepare
 from app.settings import Settings
 from app.web import now
 from tests.app.conftest import STUDY, Player, begin

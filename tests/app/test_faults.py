@@ -19,7 +19,7 @@ import httpx2
 import pytest
 from fastapi.testclient import TestClient
 
-from app.cli import prepare
+from app.serving import prepare
 from app.settings import Settings
 from app.simulate import Answered, Ledger, Outbox, arrive, play
 from ml.pack import Pack

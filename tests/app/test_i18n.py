@@ -21,11 +21,11 @@ from sqlalchemy.exc import OperationalError
 
 from app import definition as definitions
 from app import i18n, participation
-from app.cli import prepare
 from app.db import Database
 from app.i18n import CATALOGS, LANGUAGES, SOURCE
 from app.main import create_app
 from app.security import CreationLimit
+from app.serving import prepare
 from app.settings import ROOT, Settings
 from tests.app.conftest import STUDY, Player
 from tests.packs import make_pack

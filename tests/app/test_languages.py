@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app import definition as definitions
-from app.cli import prepare
 from app.definition import DefinitionError
 from app.i18n import LANGUAGE_TAGS, LANGUAGES, preferred
 from app.main import create_app
+from app.serving import prepare
 from app.settings import Settings
 from tests.app.conftest import STUDY, Player, begin
 from tests.app.test_pages import Fields

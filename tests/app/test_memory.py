@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 from app import definition as definitions
 from app import observations, progress, results
-from app.cli import prepare
 from app.db import Database
 from app.observations import Data, Memory
 from app.results_json import results_json
+from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import Player

@@ -17,12 +17,12 @@ from sqlalchemy import func, select
 
 from app import evaluations
 from app import settings as settings_module
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Unmasking
 from app.models_page import EVALUATED, training
 from app.security import CONTENT_SECURITY_POLICY
+from app.serving import prepare
 from app.settings import Settings
 from ml import pack as pack_format
 from ml.datasets import DATASETS

@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import CleanImage, Participant, Trial
+from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import STUDY, Player, begin, installation

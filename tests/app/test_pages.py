@@ -13,11 +13,11 @@ from httpx2 import Response as Reply
 from sqlalchemy import func, select
 
 from app import participation
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response
 from app.recruiters import RECRUITER_KEYS
+from app.serving import prepare
 from app.settings import Settings
 from tests.app.conftest import Player, begin
 from tests.app.small import SMALL_STUDY, installation

@@ -18,7 +18,6 @@ from hypothesis.extra import numpy as arrays
 
 from app import stats
 from app.bot import PAPER_REASONABLE
-from app.cli import prepare
 from app.population import NO_SPREAD, Design, Ints, Spread, candidates, design, draw_answers, intercept
 from app.power import (
     Power,
@@ -35,6 +34,7 @@ from app.power import (
 )
 from app.power_figure import describe, figure
 from app.printed import p_value
+from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.reading import Page

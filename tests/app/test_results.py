@@ -11,11 +11,11 @@ from sqlalchemy import select
 
 from app import auth
 from app import definition as definitions
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Participant, Response, Study, Trial
 from app.progress import excluded_because
+from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY, Player

@@ -20,10 +20,10 @@ from sqlalchemy import func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import Base, Image, Judgment, Participant, RecruiterId, Response, Stimulus, Study, Trial
+from app.serving import prepare
 from app.settings import ROOT
 from ml.pack import Pack
 from tests.app.conftest import begin, installation

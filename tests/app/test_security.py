@@ -21,12 +21,12 @@ from sqlalchemy.exc import OperationalError
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from app import auth, dashboard, entrance, pages, participation, study, web
-from app.cli import prepare
 from app.db import Database
 from app.main import create_app
 from app.models import CleanImage, Participant, Stimulus, Trial
 from app.participation import ALPHABET
 from app.security import CAPACITY, CONTENT_SECURITY_POLICY, HEADERS, CreationLimit
+from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY, Player, Server, begin

@@ -38,13 +38,13 @@ from app.bot import (
     Verdict,
     bot,
 )
-from app.cli import rates_of
 from app.db import Database
 from app.models import Comment, Judgment, Participant, Response, Study, Trial
 from app.population import NO_SPREAD, Floats, Spread
 from app.progress import monitor
 from app.settings import Settings
 from app.simulate import Outbox, SimulationError
+from app.simulate_command import rates_of
 from ml.pack import Pack, Stimulus
 from tests.app.conftest import STUDY, Server, free_port, installation, serving
 from tests.app.test_cli import app, assert_one_line

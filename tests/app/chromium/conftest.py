@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from playwright.sync_api import Browser, Playwright, sync_playwright
 
-from app.cli import prepare
 from app.db import Database
+from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests import browser as chromium

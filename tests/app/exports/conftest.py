@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app import auth, cli, codebook
+from app import auth, codebook, serving
 from app.db import Database
 from app.main import create_app
 from app.models import Participant, RecruiterId
@@ -159,7 +159,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             head + text + TEXTS + (CHINESE if slug == "spoken" else ""), encoding="utf-8"
         )
     settings = Settings(f"sqlite:///{root / 'study.db'}", SECRET, root / "studies", root / "packs")
-    cli.prepare(settings)
+    serving.prepare(settings)
     with TestClient(create_app(settings)) as client:
         client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
         leaves = _play_all(client, packs)

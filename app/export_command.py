@@ -1,0 +1,90 @@
+"""`export` and `report`: a study's results as files."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app import bundle, results, settings, tables
+from app.db import Database
+from app.participation import Refusal
+from app.results_json import results_json
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", default="mnist")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--version", type=_version, help="12 digits; default: the one that takes participants"
+    )
+    parser.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
+    parser.add_argument("--zip", action="store_true", help="write export.zip into DIR instead of its files")
+    parser.add_argument("--comments", action="store_true", help="with participants' comments")
+    parser.add_argument("--recruiter-ids", action="store_true", help="with the ids from recruiters' links")
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--study", default="mnist")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--version", type=_version, help="12 digits; default: the one that takes participants"
+    )
+    parser.add_argument("--data", choices=("real", "simulated"), help="default: as the dashboard shows")
+    parser.add_argument("--comments", action="store_true", help="with what participants wrote")
+
+
+def _version(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{12}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a version: the 12 digits that the dashboard shows")
+    return text
+
+
+@contextmanager
+def _results(args: argparse.Namespace) -> Iterator[tuple[Session, results.Results]]:
+    """The results of --study, --version and --data as of now, with the session that read them."""
+    from app import showing
+
+    database = Database(settings.load().database_url)
+    try:
+        database.migrate()
+        with database.read() as session:
+            which = showing.Which(args.study, args.version, args.data)
+            try:
+                study, data = showing.select_study(session, which)
+            except Refusal:
+                version = f", version {args.version}," if args.version else ""
+                raise ValueError(f"there is no study {args.study!r}{version} in this database") from None
+            yield session, showing.shown(session, database, study, data)
+    finally:
+        database.close()
+
+
+def export(args: argparse.Namespace) -> int:
+    with _results(args) as (session, found):
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "results.json").write_text(json.dumps(results_json(found), indent=1) + "\n")
+        excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
+        with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
+            file.writelines(tables.responses_csv(session, found.study, found.data, excluded))
+        more = {"comments": args.comments, "recruiter_ids": args.recruiter_ids}
+        if args.zip:
+            with (args.out / "export.zip").open("wb") as archive:
+                bundle.write_zip(archive, session, found, **more)
+        else:
+            bundle.write_folder(args.out, session, found, **more)
+    print(f"{args.out}: results.json and responses.csv of {found.responses} responses ({found.data})")
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from app.report import render_report  # draws figures, which nothing else here needs
+
+    with _results(args) as (session, found):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(render_report(session, found, args.comments), encoding="utf-8")
+    print(f"{args.out}: report on {found.study.slug}, {found.included} complete participants ({found.data})")
+    return 0

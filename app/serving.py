@@ -1,0 +1,96 @@
+"""What `serve` does: the database brought up to date, then the server, then its addresses."""
+
+import argparse
+import socket
+import sys
+from datetime import UTC, datetime
+
+import uvicorn
+
+from app import auth, settings
+from app import definition as definitions
+from app.db import Database
+from app.definition import MissingPackError
+from app.packs import import_pack
+from app.settings import Settings, SettingsError
+from ml import pack as pack_format
+
+
+def prepare(config: Settings, now: datetime | None = None) -> list[str]:
+    """Bring the database up to date: schema, every pack of stimuli/, every study of studies/. Returns the slugs.
+
+    A study whose pack is missing is left out, with a line on stderr: it must not keep others from being served.
+    Raises MissingPackError where there are no others.
+    """
+    now = now or datetime.now(UTC)
+    slugs: list[str] = []
+    missing: list[MissingPackError] = []
+    database = Database(config.database_url)
+    try:
+        database.migrate()
+        with database.write() as session:
+            for manifest in sorted(config.stimuli.glob("*/manifest.json")):
+                import_pack(session, pack_format.read(manifest.parent), now)
+            for path in sorted(config.studies.glob("*.toml")):
+                try:
+                    slugs.append(definitions.freeze(session, path, now).slug)
+                except MissingPackError as error:
+                    missing.append(error)
+            if missing and not slugs:
+                raise missing[0]
+            definitions.close_all_but(session, slugs)
+            session.commit()
+    finally:
+        database.close()
+    for left_out in missing:
+        print(f"not served: {left_out}", file=sys.stderr)
+    return slugs
+
+
+class _AnnouncingServer(uvicorn.Server):
+    """Prints where to go once the server listens, not before."""
+
+    def __init__(self, config: uvicorn.Config, lines: list[str]) -> None:
+        super().__init__(config)
+        self._lines = lines
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+        if self.started:
+            print("\n".join(self._lines), flush=True)
+
+
+def serve(args: argparse.Namespace) -> int:
+    config = settings.load()
+    with _listen(args.host, args.port) as listener:
+        slugs = prepare(config)
+        if not slugs:
+            raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
+        from app.main import create_app
+
+        port = listener.getsockname()[1]
+        host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
+        base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        lines = [f"Study: {base}/study/{slug}" for slug in slugs]
+        lines.append(f"Dashboard: {base}/signin?key={auth.sign_in_key(config.secret)}")
+        # The access log would write participants' links, which are their secrets, into files.
+        app = create_app(config)
+        server = _AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False), lines)
+        server.run(sockets=[listener])
+    return 0 if server.started else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The address is taken before anything else is done, so that a busy port is one clear line."""
+    try:
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise SettingsError(
+            f"cannot listen on {host} port {port}: {error.strerror}; try --port or PORT"
+        ) from None
+    # Connections inherit it. Asyncio sets it only on sockets that name their protocol, which this one does not;
+    # without it a reply's last part waits for the client's delayed acknowledgement, some 40 ms.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
