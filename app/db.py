@@ -58,8 +58,12 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema up to date."""
-        config = Config()
-        config.set_main_option("script_location", str(ROOT / "migrations"))
+        with self.altering() as connection:
+            upgrade(connection)
+
+    @contextmanager
+    def altering(self) -> Iterator[Connection]:
+        """A transaction in which tables may change; committed at the block's end, rolled back by an error."""
         sqlite = self.engine.dialect.name == "sqlite"
         with self._writing.connect() as connection:
             if sqlite:
@@ -68,10 +72,9 @@ class Database:
                 _pragma(connection, "foreign_keys = OFF")
             try:
                 with connection.begin():
-                    config.attributes["connection"] = connection
-                    command.upgrade(config, "head")
+                    yield connection
                     if sqlite and (broken := _pragma(connection, "foreign_key_check")):
-                        raise RuntimeError(f"the migration left rows that refer to nothing: {broken[:3]}")
+                        raise RuntimeError(f"rows that refer to nothing were left: {broken[:3]}")
             finally:
                 if sqlite:
                     _pragma(connection, "foreign_keys = ON")
@@ -144,6 +147,20 @@ class _Queue:
                 self._waiting.popleft().release()
             else:
                 self._taken = False
+
+
+def migrations() -> Config:
+    """Where Alembic finds the schema's revisions."""
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations"))
+    return config
+
+
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the schema up to that revision, in the transaction of `Database.altering`."""
+    config = migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 def _pragma(connection: Connection, pragma: str) -> list[Any]:
