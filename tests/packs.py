@@ -34,10 +34,11 @@ def make_pack(
     clean: int = 4,
     seed: int = 0,
     size: int = 28,
+    noise: int = 40,
 ) -> Pack:
     """Write a pack with `sources` images of each label, each driven to `targets` other labels by every model.
 
-    Images are `size` x `size` pixels, 28 at the least.
+    Images are `size` x `size` pixels, 28 at the least; their background has so many levels of `noise`.
     """
     rng = np.random.default_rng(seed)
     pngs: dict[str, bytes] = {}
@@ -49,7 +50,7 @@ def make_pack(
         return sha256
 
     def digit(i: int) -> npt.NDArray[np.uint8]:
-        pixels = rng.integers(0, 40, (size, size), dtype=np.uint8)
+        pixels = rng.integers(0, noise, (size, size), dtype=np.uint8)
         for segment in SEGMENTS[i % 10]:
             top, bottom, left, right = BARS[segment]
             pixels[top:bottom, left:right] = 230
