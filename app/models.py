@@ -10,6 +10,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    Index,
     LargeBinary,
     MetaData,
     String,
@@ -293,3 +294,43 @@ class Comment(Base):
     participant_id: Mapped[int] = mapped_column(ForeignKey("participants.id"), primary_key=True)
     text: Mapped[str] = mapped_column(Text)
     written_at: Mapped[datetime]
+
+
+class ResearcherPassword(Base):
+    """The researcher's password, as Argon2 hashes it; one row at most, none until one is set."""
+
+    __tablename__ = "researcher_password"
+    __table_args__ = (CheckConstraint("id = 1", name="only_one"),)
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, default=1)
+    hash: Mapped[str] = mapped_column(String(200))
+    set_at: Mapped[datetime]
+
+
+class ResearcherSession(Base):
+    """That somebody is signed in, from here on until they sign out; without the token that proves it."""
+
+    __tablename__ = "researcher_sessions"
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    began_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]  # to a few minutes
+
+
+class SigninLink(Base):
+    """A link that signs in once."""
+
+    __tablename__ = "signin_links"
+    token_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """What a researcher did, or that a participant withdrew; never changed nor removed (app/audit.py)."""
+
+    __tablename__ = "audit_log"
+    __table_args__ = (Index(None, "event", "at"),)
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    event: Mapped[str] = mapped_column(String(40))
+    study: Mapped[str | None] = mapped_column(String(60))  # its slug, which outlives its rows
+    detail: Mapped[dict[str, Any]]

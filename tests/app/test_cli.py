@@ -141,6 +141,11 @@ def test_a_busy_port_is_one_line(settings: Settings) -> None:
     [
         ("mysql://localhost/study", "DATABASE_URL must start with sqlite:/// or postgresql://"),
         ("sqlite:///:memory:", "DATABASE_URL must name a file"),
+        ("sqlite://", "DATABASE_URL must name a file"),
+        ("sqlite:///file::memory:?uri=true", "DATABASE_URL must name a file"),
+        ("sqlite:///file:x?mode=memory&uri=true", "DATABASE_URL must name a file"),
+        ("sqlite:///file:/x?vfs=memdb&uri=true", "DATABASE_URL must name a file"),
+        ("sqlite+pysqlite:///x.db", "DATABASE_URL must start with sqlite:/// or postgresql://"),
         ("sqlite:///", "DATABASE_URL must name a SQLite file"),
         ("sqlite:////proc/study.db", "unable to open database file"),
         ("sqlite:////dev/null/study.db", "/dev/null"),
