@@ -1,4 +1,4 @@
-"""`python -m app`: serve, import-pack, simulate, power, export, report."""
+"""`python -m app`: serve, import-pack, simulate, power, export, report, backup, restore."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ from typing import NoReturn
 from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import export_command, power_command, serving, settings, simulate_command
+from app import backup, export_command, power_command, restore, serving, settings, simulate_command
 from app.db import Database
 from app.definition import DefinitionError, Primary
 from app.packs import import_pack
@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write the report on a study, one self-contained HTML file")
     export_command.add_report_arguments(report)
     report.set_defaults(run=export_command.report)
+
+    keep = commands.add_parser("backup", help="write all of the database to one file, while the server runs")
+    backup.add_arguments(keep)
+    keep.set_defaults(run=backup.run)
+
+    bring_back = commands.add_parser("restore", help="fill an empty database with what `backup` wrote")
+    restore.add_arguments(bring_back)
+    bring_back.set_defaults(run=restore.run)
     return parser
 
 
