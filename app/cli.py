@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from alembic.util import CommandError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import backup, export_command, power_command, restore, serving, settings, simulate_command
@@ -31,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip()
         return _fail(f"the database cannot be used: {reason.splitlines()[0]} (DATABASE_URL says which it is)")
-    except CommandError as error:
-        return _fail(f"the database's schema is not one of this version: {error}")
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
@@ -117,7 +114,7 @@ def _import_pack(args: argparse.Namespace) -> int:
     database = Database(config.database_url)
     try:
         database.migrate()
-        with database.write() as session:
+        with database.preparing() as session:
             _, new = import_pack(session, pack, datetime.now(UTC))
             session.commit()
     finally:

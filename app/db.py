@@ -1,4 +1,4 @@
-"""The database: one engine, sessions that read, sessions that write, migrations."""
+"""The database: one engine, sessions that read, sessions that write, transactions that alter tables."""
 
 import sqlite3
 import threading
@@ -8,18 +8,19 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.settings import ROOT, SettingsError
+from app import schema
+from app.settings import SettingsError
 
 # How long a writer waits for the lock before the participant is told to try again. Bounded well below a browser's
 # patience, because whoever waits holds one of the server's 40 threads, and pages need those too.
 BUSY_TIMEOUT_S = 5.0
 SCRUB_AGAIN_S = 1.0
+# How long a process that starts waits for another one that migrates the same SQLite file, or stores its packs.
+PREPARING_S = 600.0
 
 
 class Database:
@@ -56,16 +57,25 @@ class Database:
         with self._queue, Session(self._writing, expire_on_commit=False) as session:
             yield session
 
+    @contextmanager
+    def preparing(self) -> Iterator[Session]:
+        """As `write`, for packs and studies: one process at a time, and the others wait for it."""
+        with self._patient() as connection, Session(connection, expire_on_commit=False) as session:
+            schema.alone(session.connection())
+            yield session
+
     def migrate(self) -> None:
-        """Bring the schema up to date."""
+        """Bring the schema up to date. Raises SchemaError, and nothing was changed, where that must not be."""
+        if self.engine.dialect.name == "sqlite":
+            schema.look_first(Path(str(self.engine.url.database)))
         with self.altering() as connection:
-            upgrade(connection)
+            schema.upgrade(connection)
 
     @contextmanager
     def altering(self) -> Iterator[Connection]:
         """A transaction in which tables may change; committed at the block's end, rolled back by an error."""
         sqlite = self.engine.dialect.name == "sqlite"
-        with self._writing.connect() as connection:
+        with self._patient() as connection:
             if sqlite:
                 # SQLite alters a table by copying it and dropping the old one, which rows that refer to it forbid;
                 # the setting only changes outside a transaction, so it is checked by hand before the commit.
@@ -78,6 +88,19 @@ class Database:
             finally:
                 if sqlite:
                     _pragma(connection, "foreign_keys = ON")
+
+    @contextmanager
+    def _patient(self) -> Iterator[Connection]:
+        """A connection that writes, and waits long for others that do; not for what a participant waits for."""
+        with self._writing.connect() as connection:
+            if self.engine.dialect.name != "sqlite":
+                yield connection
+                return
+            _pragma(connection, f"busy_timeout = {PREPARING_S * 1000:.0f}")
+            try:
+                yield connection
+            finally:
+                _pragma(connection, f"busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
 
     def scrub(self) -> None:
         """After a withdrawal: on SQLite, empty the write-ahead log too, which still holds what was deleted.
@@ -147,20 +170,6 @@ class _Queue:
                 self._waiting.popleft().release()
             else:
                 self._taken = False
-
-
-def migrations() -> Config:
-    """Where Alembic finds the schema's revisions."""
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations"))
-    return config
-
-
-def upgrade(connection: Connection, revision: str = "head") -> None:
-    """Bring the schema up to that revision, in the transaction of `Database.altering`."""
-    config = migrations()
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
 
 
 def _pragma(connection: Connection, pragma: str) -> list[Any]:

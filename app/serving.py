@@ -28,7 +28,7 @@ def prepare(config: Settings, now: datetime | None = None) -> list[str]:
     database = Database(config.database_url)
     try:
         database.migrate()
-        with database.write() as session:
+        with database.preparing() as session:
             for manifest in sorted(config.stimuli.glob("*/manifest.json")):
                 import_pack(session, pack_format.read(manifest.parent), now)
             for path in sorted(config.studies.glob("*.toml")):

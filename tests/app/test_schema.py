@@ -310,7 +310,7 @@ def test_a_migration_may_alter_a_table_that_others_refer_to(
         "        batch.alter_column('pseudonym', type_=sa.String(30), existing_type=sa.String(20))\n"
         "        batch.add_column(sa.Column('shoe_size', sa.Integer()))\n"
     )
-    monkeypatch.setattr("app.db.ROOT", tmp_path)
+    monkeypatch.setattr("app.schema.ROOT", tmp_path)
     database.migrate()
     assert rows(database) == before
     with database.read() as session:
