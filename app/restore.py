@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Table
 from tqdm import tqdm
 
-from app import db, settings
+from app import schema, settings
 from app.backup import FORMAT, MANIFEST, ROWS_AT_ONCE, BackupError, decoder, lines, member, tables_of
 from app.db import Database
 
@@ -56,9 +56,9 @@ def restore(database: Database, file: Path) -> dict[str, Any]:
                     raise BackupError(
                         "the database is not empty; a backup is restored into a new one (DATABASE_URL says which)"
                     )
-                db.upgrade(connection, manifest["schema"])
+                schema.upgrade(connection, manifest["schema"])
                 _fill(connection, archive, manifest["tables"])
-                db.upgrade(connection)
+                schema.upgrade(connection)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         # RuntimeError: encrypted, compressed in a way that Python cannot read, or with rows that refer to nothing.
         raise BackupError(f"{file} is damaged or no backup: {error}") from None
@@ -81,7 +81,7 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     if kind != FORMAT:
         raise BackupError(f"the backup is of the format {str(kind)[:50]!r}; this version reads {FORMAT!r}")
     if revision not in {
-        known.revision for known in ScriptDirectory.from_config(db.migrations()).walk_revisions()
+        known.revision for known in ScriptDirectory.from_config(schema.migrations()).walk_revisions()
     }:
         raise BackupError(
             f"the backup is of schema {str(revision)[:50]!r}, which this version does not know: use the version "
