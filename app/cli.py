@@ -19,6 +19,10 @@ from app.simulate import SimulationError
 from ml import pack as pack_format
 from ml.pack import PackError
 
+MOST_WORKERS = (
+    64  # more than this are a slip: each needs its own memory, and its share of the database's connections
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (2: bad input, said in one line on stderr)."""
@@ -56,6 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="serve the studies of studies/ with the packs of stimuli/")
     serve.add_argument("--host", default=os.environ.get("HOST") or "127.0.0.1")
     serve.add_argument("--port", type=_port, default=os.environ.get("PORT") or 8000)
+    serve.add_argument(
+        "--workers",
+        type=_workers,
+        default=os.environ.get("WORKERS") or 1,
+        metavar="N",
+        help="server processes (default: WORKERS, else 1)",
+    )
     serve.set_defaults(run=serving.serve)
 
     load = commands.add_parser("import-pack", help="check a stimulus pack and store it in the database")
@@ -95,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 0 to 65535")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of server processes: a number from 1 to {MOST_WORKERS}"
+        )
     return int(text)
 
 

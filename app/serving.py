@@ -3,11 +3,12 @@
 import argparse
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import uvicorn
 
-from app import auth, settings
+from app import auth, settings, workers
 from app import definition as definitions
 from app.db import Database
 from app.definition import MissingPackError
@@ -48,16 +49,16 @@ def prepare(config: Settings, now: datetime | None = None) -> list[str]:
 
 
 class _AnnouncingServer(uvicorn.Server):
-    """Prints where to go once the server listens, not before."""
+    """Says that it listens once it does, not before."""
 
-    def __init__(self, config: uvicorn.Config, lines: list[str]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
-        self._lines = lines
+        self._announce = announce
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
         if self.started:
-            print("\n".join(self._lines), flush=True)
+            self._announce()
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -73,11 +74,20 @@ def serve(args: argparse.Namespace) -> int:
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         lines = [f"Study: {base}/study/{slug}" for slug in slugs]
         lines.append(f"Dashboard: {base}/signin?key={auth.sign_in_key(config.secret)}")
-        # The access log would write participants' links, which are their secrets, into files.
-        app = create_app(config)
-        server = _AnnouncingServer(uvicorn.Config(app, log_level="warning", access_log=False), lines)
-        server.run(sockets=[listener])
-    return 0 if server.started else 1
+
+        def announce() -> None:
+            print("\n".join(lines), flush=True)
+
+        def run(listening: Callable[[], None]) -> bool:
+            # The access log would write participants' links, which are their secrets, into files.
+            options = uvicorn.Config(create_app(config), log_level="warning", access_log=False)
+            server = _AnnouncingServer(options, listening)
+            server.run(sockets=[listener])
+            return server.started
+
+        if args.workers > 1:
+            return workers.supervise(args.workers, run, announce)
+        return 0 if run(announce) else 1
 
 
 def _listen(host: str, port: int) -> socket.socket:
