@@ -1,5 +1,6 @@
 """The pages before a session: studies, information and consent, coming back, withdrawal by the private code."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,12 +14,14 @@ from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app import enrollment, withdrawal
+from app.bounds import MOST_FIELDS, MOST_FILES
 from app.definition import Definition
 from app.enrollment import Beginning
 from app.i18n import LANGUAGES, N_, translate
 from app.models import Participant, Study
 from app.participation import Refusal
 from app.recruiters import LONGEST, RECRUITER_KEYS, UNFILLED
+from app.security import client_address
 from app.web import SESSION_COOKIE, Db, began_here, enroll, language_of, parsed_uuid, render
 
 router = APIRouter(default_response_class=HTMLResponse)
@@ -63,7 +66,8 @@ def information(request: Request, slug: str, db: Db) -> Response:
 
 
 async def _form(request: Request) -> dict[str, str]:
-    return {key: value for key, value in (await request.form()).items() if isinstance(value, str)}
+    form = await request.form(max_fields=MOST_FIELDS, max_files=MOST_FILES)
+    return {key: value for key, value in form.items() if isinstance(value, str)}
 
 
 @router.post("/study/{slug}")
@@ -207,6 +211,13 @@ def withdraw(request: Request) -> Response:
 
 @router.post("/withdraw")
 def withdraw_by_code(request: Request, db: Db, code: Annotated[str, Form(max_length=100)] = "") -> Response:
+    wait = request.app.state.guess_limit.take(client_address(request))
+    if wait:
+        raise Refusal(
+            429,
+            N_("Too many codes were tried from your network just now; please try again in a minute."),
+            retry_after=math.ceil(wait),
+        )
     with db.read() as session:
         token = withdrawal.token_of_code(session, plain(code))
     if token is not None:

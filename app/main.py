@@ -17,14 +17,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from app import dashboard, entrance, export, gallery, i18n, models_page, pages, power_page, report, study, web
+from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, Bounds
 from app.db import Database
 from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.observations import Memory
 from app.participation import Refusal
-from app.security import CreationLimit, Guard
+from app.security import GUESSES, AddressLimit, Guard, client_address
 from app.settings import ROOT, Settings, load
 
-MOST_BYTES = 256 * 1024  # of a request: the longest comment, percent-encoded, and room
 RETRY_S = 2  # what a client is told to wait while nothing can be stored
 
 
@@ -44,12 +44,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        max_body_size=MOST_BYTES,
+        form_limits={"max_fields": MOST_FIELDS, "max_files": MOST_FILES},
     )
     app.state.settings = settings
     app.state.database = database
     app.state.memory = Memory()
-    app.state.creation_limit = CreationLimit()
+    app.state.creation_limit = AddressLimit()
+    app.state.guess_limit = AddressLimit(*GUESSES)
+    app.state.link_limit = AddressLimit()
     app.state.templates = Jinja2Templates(ROOT / "templates")
     app.state.templates.env.undefined = (
         StrictUndefined  # a misspelled name fails a test instead of showing nothing
@@ -74,10 +76,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 class _App(FastAPI):
-    """FastAPI with the guard around everything, the handler of unexpected errors included."""
+    """FastAPI with guard and bounds around everything, the handler of unexpected errors included."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        return Guard(super().build_middleware_stack())
+        hosts = self.state.settings.allowed_hosts
+        return Guard(Bounds(super().build_middleware_stack(), hosts, _refused))
 
 
 class _Static(StaticFiles):
@@ -127,6 +130,7 @@ def _http_error(request: Request, error: Exception) -> Response:
         400: N_("The request could not be read."),
         404: N_("There is nothing at this address."),
         405: N_("This address does not take that method."),
+        413: TOO_LARGE,
     }
     refusal = Refusal(error.status_code, messages.get(error.status_code, str(error.detail)))
     response = _refused(request, refusal)
@@ -137,6 +141,18 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _refused(request: Request, error: Exception) -> Response:
     """JSON for programs, a page in the visitor's language for people."""
     assert isinstance(error, Refusal)
+    if error.status == 404 and request.url.path.startswith(("/s/", "/api/sessions/")):
+        wait = request.app.state.link_limit.take(client_address(request))
+        if (
+            wait
+        ):  # asked only now, so that nobody's flood keeps others of the same network from their sessions
+            error = Refusal(
+                429,
+                N_(
+                    "Too many wrong links were opened from your network just now; please try again in a minute."
+                ),
+                retry_after=math.ceil(wait),
+            )
     if _for_programs(request):
         response: Response = JSONResponse({"detail": error.detail, **error.more}, status_code=error.status)
     else:

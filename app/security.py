@@ -1,10 +1,11 @@
-"""What every response promises the browser, HEAD for every GET, and how fast one address may begin sessions."""
+"""What every response promises the browser, HEAD for every GET, and what one address may do only so often."""
 
 import ipaddress
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
@@ -57,6 +58,8 @@ STRICT_TRANSPORT_SECURITY = "max-age=31536000"
 # second class an hour later finds the bucket full again. Only a script gets past 500.
 CAPACITY = 500
 REFILL_PER_S = 1.0
+# Withdrawal codes typed: 60 bits each, so that no number of tries finds one; this keeps scripts from trying.
+GUESSES = (100, 0.1)
 MOST_ADDRESSES = 10_000  # a few MB; beyond it the least recently seen address is forgotten
 
 
@@ -98,13 +101,20 @@ def _set_headers(headers: MutableHeaders, https: bool) -> None:
     if https:
         headers["Strict-Transport-Security"] = STRICT_TRANSPORT_SECURITY
     headers.setdefault("Cache-Control", "no-store")
+    if "://" in headers.get("Location", ""):
+        # Made by Starlette from the Host header, for a slash too many; every redirect of ours stays on this server.
+        to = urlsplit(headers["Location"])
+        headers["Location"] = urlunsplit(("", "", "/" + to.path.lstrip("/"), to.query, ""))
     allowed = headers.get("Allow", "").split(", ")
     if "GET" in allowed and "HEAD" not in allowed:
         headers["Allow"] = ", ".join([*allowed, "HEAD"])
 
 
-class CreationLimit:
-    """How many sessions may begin from one address: a token bucket for each, in the memory of this process alone.
+class AddressLimit:
+    """How often one address may do something: a token bucket for each, in the memory of this process alone.
+
+    Sessions that it begins, withdrawal codes that it types, links that lead nowhere. Requests as such are not
+    counted: a class of 200 behind one address makes hundreds a second, and is right to.
 
     Addresses are neither stored nor logged; one is forgotten as soon as its bucket is full again. Every server
     process counts for itself, so that n processes let through up to n times as many.
@@ -128,7 +138,7 @@ class CreationLimit:
         self._missing: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, address: str) -> float:
-        """Take a token for one session: 0 if there was one, else the seconds until there will be, nothing taken."""
+        """Take a token: 0 if there was one, else the seconds until there will be, nothing taken."""
         key = _household(address)
         with self._lock:
             now = self._clock()

@@ -55,6 +55,21 @@ contact = "Ask the test."
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def testserver() -> Iterator[None]:
+    """The test client's name for the app in process; a real server answers to no such name."""
+    own = Settings.allowed_hosts.fget
+    assert own is not None
+
+    def hosts(settings: Settings) -> frozenset[str] | None:
+        found: frozenset[str] | None = own(settings)
+        return None if found is None else found | {"testserver"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Settings, "allowed_hosts", property(hosts))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return make_pack(tmp_path_factory.mktemp("packs") / "test-pack")

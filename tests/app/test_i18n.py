@@ -24,7 +24,7 @@ from app import i18n, participation
 from app.db import Database
 from app.i18n import CATALOGS, LANGUAGES, SOURCE
 from app.main import create_app
-from app.security import CreationLimit
+from app.security import AddressLimit
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from tests.app.conftest import STUDY, Player
@@ -384,13 +384,21 @@ def errors(visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_translated(visitor.delete("/"), 405)
     torn = {"Content-Type": "multipart/form-data"}
     assert_translated(visitor.post("/study/full", content=b"nonsense", headers=torn), 400)
+    assert_translated(visitor.get("/", headers={"Host": "evil.example"}), 400)
+    assert_translated(visitor.get("/?" + "x" * 10_000), 414)
+    assert_translated(visitor.get("/", headers={"Cookie": "x" * 20_000}), 431)
+    assert_translated(visitor.post("/withdraw", data={"code": "x" * 300_000}), 413)
     # The field's name is all that is said of it, in Latin letters.
     broken = visitor.post("/s/404/label", data={"position": "x"})
     assert untranslated(broken.text) == [
         "⟦The form did not arrive as this page sends it (⟧position⟦); please go back and try again.⟧"
     ]
-    monkeypatch.setattr(visitor.app.state, "creation_limit", CreationLimit(capacity=0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(visitor.app.state, "creation_limit", AddressLimit(capacity=0))  # type: ignore[attr-defined]
     assert_translated(visitor.post("/study/full", data={"consent": "yes", "another": "yes"}), 429)
+    monkeypatch.setattr(visitor.app.state, "guess_limit", AddressLimit(capacity=0))  # type: ignore[attr-defined]
+    assert_translated(visitor.post("/withdraw", data={"code": "A"}), 429)
+    monkeypatch.setattr(visitor.app.state, "link_limit", AddressLimit(capacity=0))  # type: ignore[attr-defined]
+    assert_translated(visitor.get("/s/404"), 429)
     for error, status in ((RuntimeError("x"), 500), (OperationalError("x", {}, Exception()), 503)):
         monkeypatch.setattr(participation, "view", raising(error))
         assert_translated(visitor.get("/s/404"), status)

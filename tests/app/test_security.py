@@ -25,7 +25,7 @@ from app.db import Database
 from app.main import create_app
 from app.models import CleanImage, Participant, Stimulus, Trial
 from app.participation import ALPHABET
-from app.security import CAPACITY, CONTENT_SECURITY_POLICY, HEADERS, CreationLimit
+from app.security import CAPACITY, CONTENT_SECURITY_POLICY, HEADERS, AddressLimit
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
@@ -257,7 +257,7 @@ def test_head_on_a_real_connection(server: Server) -> None:
         for path in ("/", "/healthz", "/static/style.css", "/nothing", "/"):
             lengths = []
             for method in ("HEAD", "GET"):
-                connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 assert replies.readline().startswith(
                     b"HTTP/1.1 404" if path == "/nothing" else b"HTTP/1.1 200"
                 )
@@ -337,14 +337,14 @@ def clock() -> Clock:
 
 
 def test_a_class_behind_one_address_does_not_meet_the_limit(clock: Clock) -> None:
-    limit = CreationLimit(clock=clock)
+    limit = AddressLimit(clock=clock)
     assert [limit.take("192.0.2.1") for _ in range(450)] == [0] * 450, "each of 200 more than twice"
     clock.now += 3600
     assert [limit.take("192.0.2.1") for _ in range(450)] == [0] * 450, "and the next class an hour later"
 
 
 def test_a_flood_waits_and_goes_on_as_time_passes(clock: Clock) -> None:
-    limit = CreationLimit(clock=clock)
+    limit = AddressLimit(clock=clock)
     assert all(limit.take("192.0.2.1") == 0 for _ in range(CAPACITY))
     assert limit.take("192.0.2.1") == pytest.approx(1)
     assert limit.take("192.0.2.2") == 0, "nobody else waits"
@@ -360,7 +360,7 @@ def test_a_flood_waits_and_goes_on_as_time_passes(clock: Clock) -> None:
 
 def test_a_wait_that_was_waited_is_enough(clock: Clock) -> None:
     """For a rate and a clock that floating point does not hold exactly."""
-    limit = CreationLimit(capacity=3, refill_per_s=0.3, clock=clock)
+    limit = AddressLimit(capacity=3, refill_per_s=0.3, clock=clock)
     for _ in range(1000):
         if wait := limit.take("192.0.2.1"):
             clock.now += wait + 1e-6
@@ -383,13 +383,13 @@ def test_a_wait_that_was_waited_is_enough(clock: Clock) -> None:
     ],
 )
 def test_whose_bucket_it_is(clock: Clock, one: str, other: str, same: bool) -> None:
-    limit = CreationLimit(capacity=1, clock=clock)
+    limit = AddressLimit(capacity=1, clock=clock)
     assert limit.take(one) == 0
     assert (limit.take(other) > 0) == same
 
 
 def test_addresses_are_forgotten(clock: Clock) -> None:
-    limit = CreationLimit(capacity=5, refill_per_s=1, most_addresses=100, clock=clock)
+    limit = AddressLimit(capacity=5, refill_per_s=1, most_addresses=100, clock=clock)
     for i in range(1000):
         limit.take(f"192.0.{i // 250}.{i % 250}")
         assert len(limit) <= 100
@@ -399,7 +399,7 @@ def test_addresses_are_forgotten(clock: Clock) -> None:
 
 
 def test_who_keeps_asking_is_not_forgotten(clock: Clock) -> None:
-    limit = CreationLimit(capacity=1, refill_per_s=0.001, most_addresses=10, clock=clock)
+    limit = AddressLimit(capacity=1, refill_per_s=0.001, most_addresses=10, clock=clock)
     assert limit.take("192.0.2.1") == 0
     for i in range(100):
         limit.take(f"198.51.100.{i}")
@@ -408,14 +408,14 @@ def test_who_keeps_asking_is_not_forgotten(clock: Clock) -> None:
 
 
 def test_many_threads_take_no_token_twice(clock: Clock) -> None:
-    limit = CreationLimit(capacity=500, clock=clock)
+    limit = AddressLimit(capacity=500, clock=clock)
     with ThreadPoolExecutor(16) as pool:
         waits = list(pool.map(lambda _: limit.take("192.0.2.1"), range(3000)))
     assert waits.count(0) == 500
 
 
 def limited(app: FastAPI, capacity: int, clock: Clock) -> None:
-    app.state.creation_limit = CreationLimit(capacity, clock=clock)
+    app.state.creation_limit = AddressLimit(capacity, clock=clock)
 
 
 def consent(client: TestClient, **fields: str) -> Reply:
@@ -424,7 +424,7 @@ def consent(client: TestClient, **fields: str) -> Reply:
 
 def test_too_many_are_told_to_wait(settings: Settings, client: TestClient, clock: Clock) -> None:
     app = create_app(settings)
-    assert isinstance(app.state.creation_limit, CreationLimit)
+    assert isinstance(app.state.creation_limit, AddressLimit)
     limited(app, 2, clock)
     body = {"study": "test", "consent": True}
     with TestClient(app, client=("192.0.2.1", 1)) as flood, TestClient(app, client=("192.0.2.2", 1)) as other:
