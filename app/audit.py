@@ -12,14 +12,16 @@ from enum import StrEnum
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.models import AuditEntry
+from app.db import Database
+from app.models import AuditEntry, Study
 
 
 class Event(StrEnum):
     """Everything that is recorded, as the log says it."""
 
     SIGNED_IN = "signed in"
-    REFUSED = "sign-in refused"
+    PASSWORD_REFUSED = "password refused"
+    LINK_REFUSED = "sign-in link refused"
     SIGNED_OUT = "signed out"
     PASSWORD_SET = "password set"
     LINK_MADE = "sign-in link made"
@@ -46,10 +48,23 @@ def record(
     session.add(AuditEntry(at=now, event=str(event), study=study, detail=dict(detail or {})))
 
 
+def record_download(
+    db: Database, event: Event, study: Study, data: str, file: str, now: datetime, **more: str | int | bool
+) -> None:
+    """Put on record that a study's answers or results are handed out, before they are.
+
+    Raises OperationalError where that cannot be; then nothing is handed out.
+    """
+    detail = {"file": file, "version": study.version, "data": data} | more
+    with db.write() as session:
+        record(session, event, study=study.slug, detail=detail, now=now)
+        session.commit()
+
+
 def entries(
-    session: Session, most: int, before: int | None = None, since: datetime | None = None
+    session: Session, most: int | None = None, before: int | None = None, since: datetime | None = None
 ) -> Sequence[AuditEntry]:
-    """The latest `most` entries, the latest first; those before the entry of that id, and since that instant."""
+    """The latest `most` entries, or all, the latest first; before the entry of that id, since that instant."""
     query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(most)
     if before is not None:
         query = query.where(AuditEntry.id < before)

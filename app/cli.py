@@ -1,4 +1,5 @@
-"""`python -m app`: serve, import-pack, simulate, power, export, report, backup, restore."""
+"""`python -m app`: serve, import-pack, password, signin-link, audit, simulate, power, export, report,
+backup, restore."""
 
 import argparse
 import os
@@ -10,7 +11,16 @@ from typing import NoReturn
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import backup, export_command, power_command, restore, serving, settings, simulate_command
+from app import (
+    access_command,
+    backup,
+    export_command,
+    power_command,
+    restore,
+    serving,
+    settings,
+    simulate_command,
+)
 from app.db import Database
 from app.definition import DefinitionError, Primary
 from app.packs import import_pack
@@ -72,6 +82,18 @@ def _parser() -> argparse.ArgumentParser:
     load = commands.add_parser("import-pack", help="check a stimulus pack and store it in the database")
     load.add_argument("directory", type=Path, metavar="DIR")
     load.set_defaults(run=_import_pack)
+
+    password = commands.add_parser("password", help="set the researcher's password; ends all sessions")
+    access_command.add_password_arguments(password)
+    password.set_defaults(run=access_command.set_password)
+
+    link = commands.add_parser("signin-link", help="print a link that signs the researcher in, once")
+    access_command.add_link_arguments(link, _port)
+    link.set_defaults(run=access_command.signin_link)
+
+    log = commands.add_parser("audit", help="print who signed in, downloaded, unmasked or deleted, and when")
+    access_command.add_audit_arguments(log)
+    log.set_defaults(run=access_command.print_audit)
 
     play = commands.add_parser(
         "simulate", help="play participants over HTTP, with given rates, as a rehearsal"

@@ -11,7 +11,6 @@ from app import auth, progress, results
 from app import definition as definitions
 from app.definition import Definition
 from app.models import Participant, Study
-from app.participation import Refusal
 from app.results_json import results_json
 from app.sheet import sheet
 from app.showing import WORDING, Mem, Selected, query, record, select_study, shown
@@ -30,25 +29,6 @@ class StudyRow:
     started: int
     finished: int
     simulated: int
-
-
-@router.get("/signin", include_in_schema=False)
-def sign_in(request: Request, key: str = "") -> Response:
-    secret = request.app.state.settings.secret
-    if not auth.is_sign_in_key(secret, key):
-        raise Refusal(
-            401, "This sign-in link is not valid here; open the Dashboard link that the server printed."
-        )
-    response = RedirectResponse("/results", status_code=303)
-    response.set_cookie(
-        auth.COOKIE,
-        auth.cookie(secret),
-        max_age=auth.SIGNED_IN_FOR_S,
-        httponly=True,
-        samesite="lax",
-        secure=request.url.scheme == "https",
-    )
-    return response
 
 
 @researcher.get("/results", response_class=HTMLResponse, include_in_schema=False)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app import enrollment, withdrawal
-from app.bounds import MOST_FIELDS, MOST_FILES
+from app.csrf import form_of, from_elsewhere
 from app.definition import Definition
 from app.enrollment import Beginning
 from app.i18n import LANGUAGES, N_, translate
@@ -22,7 +22,7 @@ from app.models import Participant, Study
 from app.participation import Refusal
 from app.recruiters import LONGEST, RECRUITER_KEYS, UNFILLED
 from app.security import client_address
-from app.web import SESSION_COOKIE, Db, began_here, enroll, language_of, parsed_uuid, render
+from app.web import SESSION_COOKIE, Db, began_here, enroll, language_of, over_https, parsed_uuid, render
 
 router = APIRouter(default_response_class=HTMLResponse)
 
@@ -65,15 +65,15 @@ def information(request: Request, slug: str, db: Db) -> Response:
     return _information(request, slug, db, kept, another)
 
 
-async def _form(request: Request) -> dict[str, str]:
-    form = await request.form(max_fields=MOST_FIELDS, max_files=MOST_FILES)
-    return {key: value for key, value in form.items() if isinstance(value, str)}
-
-
 @router.post("/study/{slug}")
-def consent(request: Request, slug: str, db: Db, form: Annotated[dict[str, str], Depends(_form)]) -> Response:
+def consent(
+    request: Request, slug: str, db: Db, form: Annotated[dict[str, str], Depends(form_of)]
+) -> Response:
     kept = _recruiter_ids(dict(request.query_params) | form)
     another = form.get("another") == "yes"
+    if from_elsewhere(request):  # another site's page would enroll its visitor
+        message = N_("This form did not come from this page; please read on and agree here.")
+        return _information(request, slug, db, kept, another, error=message)
     if form.get("consent") != "yes":
         message = N_("Please tick the box if you agree to take part; without it the study cannot begin.")
         return _information(request, slug, db, kept, another, error=message)
@@ -106,7 +106,7 @@ def _to_session(request: Request, slug: str, participant: Participant) -> Respon
         path=f"/study/{slug}",
         httponly=True,
         samesite="lax",
-        secure=request.url.scheme == "https",
+        secure=over_https(request),
     )
     return response
 

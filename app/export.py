@@ -8,9 +8,10 @@ from fastapi.responses import StreamingResponse
 
 from app import auth, bundle, progress, tables
 from app import definition as definitions
+from app.audit import Event, record_download
 from app.models import Study
 from app.showing import Mem, Selected, select_study, shown
-from app.web import Db
+from app.web import Db, now
 
 router = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
@@ -22,6 +23,7 @@ def responses_csv(selected: Selected, db: Db, memory: Mem) -> StreamingResponse:
     """The answered trials, one row each."""
     with db.read() as session:
         study, data = select_study(session, selected)
+    record_download(db, Event.EXPORTED, study, data, "responses.csv", now())
 
     def lines() -> Iterator[str]:
         # One reading session: the rows and who is excluded are of the same instant.
@@ -43,6 +45,8 @@ def export_zip(
     with db.read() as session:
         found = shown(session, db, *select_study(session, selected), memory)
         file = bundle.zipped(session, found, comments=comments, recruiter_ids=recruiter_ids)
+    more = {"comments": comments, "recruiter_ids": recruiter_ids}
+    record_download(db, Event.EXPORTED, found.study, found.data, "export.zip", now(), **more)
     size = file.seek(0, 2)
     file.seek(0)
     headers = _as_file(bundle.file_name(found)) | {"Content-Length": str(size)}

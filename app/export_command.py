@@ -5,11 +5,13 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from app import bundle, results, settings, tables
+from app.audit import Event, record_download
 from app.db import Database
 from app.participation import Refusal
 from app.results_json import results_json
@@ -44,8 +46,8 @@ def _version(text: str) -> str:
 
 
 @contextmanager
-def _results(args: argparse.Namespace) -> Iterator[tuple[Session, results.Results]]:
-    """The results of --study, --version and --data as of now, with the session that read them."""
+def _results(args: argparse.Namespace) -> Iterator[tuple[Database, Session, results.Results]]:
+    """The results of --study, --version and --data as of now, with the session that read them and its database."""
     from app import showing
 
     database = Database(settings.load().database_url)
@@ -58,19 +60,21 @@ def _results(args: argparse.Namespace) -> Iterator[tuple[Session, results.Result
             except Refusal:
                 version = f", version {args.version}," if args.version else ""
                 raise ValueError(f"there is no study {args.study!r}{version} in this database") from None
-            yield session, showing.shown(session, database, study, data)
+            yield database, session, showing.shown(session, database, study, data)
     finally:
         database.close()
 
 
 def export(args: argparse.Namespace) -> int:
-    with _results(args) as (session, found):
+    with _results(args) as (database, session, found):
+        more = {"comments": args.comments, "recruiter_ids": args.recruiter_ids}
+        what = "export.zip" if args.zip else "folder"
+        _put_on_record(database, Event.EXPORTED, found, what, **more)
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "results.json").write_text(json.dumps(results_json(found), indent=1) + "\n")
         excluded = frozenset(p.pseudonym for p in found.progress if p.excluded)
         with (args.out / "responses.csv").open("w", newline="", encoding="utf-8") as file:
             file.writelines(tables.responses_csv(session, found.study, found.data, excluded))
-        more = {"comments": args.comments, "recruiter_ids": args.recruiter_ids}
         if args.zip:
             with (args.out / "export.zip").open("wb") as archive:
                 bundle.write_zip(archive, session, found, **more)
@@ -80,10 +84,16 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _put_on_record(database: Database, event: Event, found: results.Results, file: str, **more: bool) -> None:
+    now = datetime.now(UTC)
+    record_download(database, event, found.study, found.data, file, now, by="command", **more)
+
+
 def report(args: argparse.Namespace) -> int:
     from app.report import render_report  # draws figures, which nothing else here needs
 
-    with _results(args) as (session, found):
+    with _results(args) as (database, session, found):
+        _put_on_record(database, Event.REPORTED, found, "report.html", comments=args.comments)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(render_report(session, found, args.comments), encoding="utf-8")
     print(f"{args.out}: report on {found.study.slug}, {found.included} complete participants ({found.data})")

@@ -16,12 +16,27 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app import dashboard, entrance, export, gallery, i18n, models_page, pages, power_page, report, study, web
+from app import (
+    audit_page,
+    dashboard,
+    entrance,
+    export,
+    gallery,
+    i18n,
+    models_page,
+    pages,
+    power_page,
+    report,
+    signin,
+    study,
+    web,
+)
 from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, Bounds
 from app.db import Database
 from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.observations import Memory
 from app.participation import Refusal
+from app.password import Tries
 from app.security import GUESSES, AddressLimit, Guard, client_address
 from app.settings import ROOT, Settings, load
 
@@ -52,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.creation_limit = AddressLimit()
     app.state.guess_limit = AddressLimit(*GUESSES)
     app.state.link_limit = AddressLimit()
+    app.state.tries = Tries()
     app.state.templates = Jinja2Templates(ROOT / "templates")
     app.state.templates.env.undefined = (
         StrictUndefined  # a misspelled name fails a test instead of showing nothing
@@ -66,6 +82,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(models_page.router)
     app.include_router(report.router)
     app.include_router(power_page.router)
+    app.include_router(signin.router)
+    app.include_router(audit_page.router)
     app.mount("/static", _Static(directory=ROOT / "static"), name="static")
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -155,8 +173,10 @@ def _refused(request: Request, error: Exception) -> Response:
             )
     if _for_programs(request):
         response: Response = JSONResponse({"detail": error.detail, **error.more}, status_code=error.status)
+    elif error.status == 401:
+        response = signin.page(request, 401, error.detail)
     else:
-        researchers = request.url.path.startswith(("/results", "/signin"))
+        researchers = request.url.path.startswith(("/results", "/signin", "/signout", "/audit"))
         language = SOURCE if researchers else web.language_of(request, list(LANGUAGES))
         detail = translate(language, error.message, **error.values)
         context = {"status_code": error.status, "detail": detail}

@@ -14,12 +14,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import auth, showing
+from app.audit import Event, record_download
 from app.models import Image, Pack, StudyPack
 from app.results import Results
 from app.settings import ROOT
 from app.sheet import Sheet, sheet
 from app.showing import Mem, Selected
-from app.web import Db
+from app.web import Db, now
 
 router = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
@@ -42,6 +43,7 @@ def report(selected: Selected, db: Db, memory: Mem, comments: bool = False) -> R
     with db.read() as session:
         found = showing.shown(session, db, *showing.select_study(session, selected), memory)
         html = render_report(session, found, comments)
+    record_download(db, Event.REPORTED, found.study, found.data, "report.html", now(), comments=comments)
     name = f"{found.study.slug}-{found.study.version}-{found.data}.html"
     return Response(
         html,

@@ -4,11 +4,12 @@ import argparse
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import uvicorn
 
-from app import auth, settings, workers
+from app import auth, password, settings, workers
 from app import definition as definitions
 from app.db import Database
 from app.definition import MissingPackError
@@ -62,18 +63,15 @@ class _AnnouncingServer(uvicorn.Server):
 
 
 def serve(args: argparse.Namespace) -> int:
-    config = settings.load()
+    config = replace(settings.load(), host=args.host)
     with _listen(args.host, args.port) as listener:
         slugs = prepare(config)
         if not slugs:
             raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
         from app.main import create_app
 
-        port = listener.getsockname()[1]
-        host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
-        base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        lines = [f"Study: {base}/study/{slug}" for slug in slugs]
-        lines.append(f"Dashboard: {base}/signin?key={auth.sign_in_key(config.secret)}")
+        settings.refuse_unsafe(config, _password_is_set(config))
+        lines = _addresses(config, listener.getsockname()[1], slugs)
 
         def announce() -> None:
             print("\n".join(lines), flush=True)
@@ -88,6 +86,23 @@ def serve(args: argparse.Namespace) -> int:
         if args.workers > 1:
             return workers.supervise(args.workers, run, announce)
         return 0 if run(announce) else 1
+
+
+def _password_is_set(config: Settings) -> bool:
+    database = Database(config.database_url)
+    try:
+        with database.read() as session:
+            return password.is_set(session)
+    finally:
+        database.close()
+
+
+def _addresses(config: Settings, port: int, slugs: list[str]) -> list[str]:
+    """What `serve` prints. The link to the dashboard signs in, but where others than this machine get in."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+    base = config.public_url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    key = "" if config.exposed else f"?key={auth.sign_in_key(config.secret)}"
+    return [*(f"Study: {base}/study/{slug}" for slug in slugs), f"Dashboard: {base}/signin{key}"]
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -10,8 +10,9 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app import audit, printed, progress, results
 from app import definition as definitions
-from app import printed, progress, results
+from app.audit import Event
 from app.db import Database
 from app.models import SeenLook, Study, Unmasking
 from app.observations import Data, Memory
@@ -88,16 +89,19 @@ def shown(session: Session, db: Database, study: Study, data: Data, memory: Memo
 def record(db: Database, found: Results, unmask: bool = False) -> None:
     """Write down what `found` shows; with `unmask` also that its comparisons are to be shown from now on."""
     kind = {"study_id": found.study.id, "simulated": found.data == "simulated", "at": found.summary.at}
-    rows: list[Unmasking | SeenLook] = [
-        SeenLook(**kind, n=look.n, comparison=asdict(look.found))
+    rows: list[tuple[Unmasking | SeenLook, Event, dict[str, str | int | bool]]] = [
+        (SeenLook(**kind, n=look.n, comparison=asdict(look.found)), Event.LOOKED, {"n": look.n})
         for look in found.looks
         if look.found and not look.seen_at
     ]
     if not found.seen_before and (unmask or not found.masked):
-        rows.append(Unmasking(**kind, n=found.included))
-    for row in rows:
+        shown_at: dict[str, str | int | bool] = {"n": found.included, "early": found.masked}
+        rows.append((Unmasking(**kind, n=found.included), Event.UNMASKED, shown_at))
+    which = {"version": found.study.version, "data": found.data}
+    for row, event, detail in rows:
         with db.write() as session, suppress(IntegrityError):  # two at once: the first is on record
             session.add(row)
+            audit.record(session, event, study=found.study.slug, detail=which | detail, now=found.summary.at)
             session.commit()
 
 

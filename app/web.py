@@ -39,12 +39,18 @@ def language_of(request: Request, offered: list[str]) -> str:
     )
 
 
+def over_https(request: Request) -> bool:
+    """Whether the browser speaks https, if only to a proxy: cookies then go over https alone."""
+    return request.app.state.settings.https or request.url.scheme == "https"
+
+
 def render(
     request: Request, template: str, status: int = 200, language: str = i18n.SOURCE, **context: object
 ) -> Response:
     """A page; pages about one person are never kept by caches."""
+    shared = {"language": language, "researcher": getattr(request.state, "researcher", None)}
     response: Response = request.app.state.templates.TemplateResponse(
-        request, template, context | {"language": language}, status_code=status
+        request, template, context | shared, status_code=status
     )
     response.headers["Cache-Control"] = "no-store"
     return response

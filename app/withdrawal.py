@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from app import audit
 from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
 from app.participation import view
 
@@ -28,6 +29,7 @@ def withdraw(session: Session, token: str, now: datetime) -> bool:
     here.participant.withdrawn_at = now
     here.participant.finished_at = None
     here.participant.completion_code = None
+    audit.record(session, audit.Event.WITHDRAWN, study=here.study.slug, now=now)
     session.commit()
     return True
 

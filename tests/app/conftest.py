@@ -108,7 +108,13 @@ def client(settings: Settings, prepared: Path) -> Iterator[TestClient]:
 @pytest.fixture
 def researcher(client: TestClient) -> TestClient:
     """The same app, with the researcher signed in."""
-    client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
+    return sign_in(client)
+
+
+def sign_in(client: TestClient) -> TestClient:
+    """Sign the researcher in, by the link that the server prints."""
+    reply = client.get(f"/signin?key={auth.sign_in_key(SECRET)}", follow_redirects=False)
+    assert reply.status_code == 303, reply.text
     return client
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app import auth, printed, results, sheet
 from app import definition as definitions
+from app import printed, results, sheet
 from app.db import Database
 from app.main import create_app
 from app.results import Results
@@ -17,7 +17,7 @@ from app.serving import prepare
 from app.settings import Settings
 from ml import pack as pack_format
 from ml.pack import Pack, Stimulus
-from tests.app.conftest import Player
+from tests.app.conftest import Player, sign_in
 from tests.app.oracle import MODELS, OUTCOMES, by_labels, play, read_csv, strict
 from tests.app.reading import Page, assert_no_nonsense, assert_page_says
 from tests.app.small import SMALL_STUDY, installation, prepared, settings, small, study
@@ -208,7 +208,7 @@ def test_only_a_part_of_a_data_set_is_said_with_the_results(small: Pack, tmp_pat
         own = installation(folder, pack, SMALL_STUDY)
         prepare(own)
         with TestClient(create_app(own)) as client:
-            client.cookies.set(auth.COOKIE, auth.cookie(own.secret))
+            sign_in(client)
             masked = Page(client.get("/results/test").text)
             client.post("/results/test/unmask")
             dashboard = Page(client.get("/results/test").text)
@@ -243,7 +243,7 @@ def test_a_pack_that_does_not_say_what_it_is_made_of_has_results(
     own = installation(tmp_path, pack, SMALL_STUDY)
     prepare(own)
     with TestClient(create_app(own)) as client:
-        client.cookies.set(auth.COOKIE, auth.cookie(own.secret))
+        sign_in(client)
         client.post("/results/test/unmask")
         assert_no_nonsense(Page(client.get("/results/test").text))
 

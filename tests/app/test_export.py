@@ -16,7 +16,7 @@ from app.db import Database
 from app.models import Participant, Unmasking
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import Player
+from tests.app.conftest import Player, sign_in
 from tests.app.oracle import by_labels, play, read_csv, strict
 
 Start = Callable[..., Player]
@@ -258,8 +258,8 @@ def test_the_export_command_writes_what_the_server_sends(
 
 def test_results_are_for_the_researcher_alone(client: TestClient, settings: Settings, start: Start) -> None:
     start().answer(most=3)
-    another = auth.cookie("the secret of another server")
-    for cookie in (None, "", "yes", another, auth.cookie(settings.secret)[:-1]):
+    own = sign_in(client).cookies[auth.COOKIE]
+    for cookie in (None, "", "yes", own[:-1], own + "A", own.swapcase()):
         client.cookies.clear()
         if cookie is not None:
             client.cookies.set(auth.COOKIE, cookie)

@@ -27,7 +27,7 @@ from app.settings import Settings
 from ml import pack as pack_format
 from ml.datasets import DATASETS
 from ml.pack import Pack
-from tests.app.conftest import Player
+from tests.app.conftest import Player, sign_in
 from tests.app.evaluation import png, report_about, write_evaluation
 from tests.app.oracle import by_labels, play
 from tests.app.reading import Page, assert_no_nonsense
@@ -90,14 +90,6 @@ def served(pack: Pack, folder: Path) -> TestClient:
     own = installation(folder, pack, SMALL_STUDY)
     prepare(own)
     return TestClient(create_app(own))
-
-
-def sign_in(client: TestClient) -> TestClient:
-    from app import auth
-    from tests.app.conftest import SECRET
-
-    client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
-    return client
 
 
 def test_a_row_says_of_each_network_what_the_pack_says(small: Pack, tmp_path: Path) -> None:

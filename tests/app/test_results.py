@@ -9,7 +9,6 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app import auth
 from app import definition as definitions
 from app.db import Database
 from app.main import create_app
@@ -18,7 +17,7 @@ from app.progress import excluded_because
 from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY, Player
+from tests.app.conftest import SECRET, STUDY, Player, sign_in
 from tests.app.oracle import (
     COMPARED,
     OUTCOMES,
@@ -125,7 +124,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     prepare(settings)
     db = Database(settings.database_url)
     with TestClient(create_app(settings)) as client:
-        client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
+        sign_in(client)
         yield World(client, db, packs, _play_all(client, packs))
     db.close()
 

