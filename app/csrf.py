@@ -6,8 +6,10 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from app.bounds import MOST_FIELDS, MOST_FILES
+from app.i18n import N_
 
 SAFE = ("GET", "HEAD", "OPTIONS", "TRACE")
+ELSEWHERE = N_("This did not come from a page of this study; please agree here to take part.")
 FIELD = "csrf"  # of the researcher's forms
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app import enrollment, withdrawal
-from app.csrf import form_of, from_elsewhere
+from app.csrf import ELSEWHERE, form_of, from_elsewhere
 from app.definition import Definition
 from app.enrollment import Beginning
 from app.i18n import LANGUAGES, N_, translate
@@ -72,8 +72,7 @@ def consent(
     kept = _recruiter_ids(dict(request.query_params) | form)
     another = form.get("another") == "yes"
     if from_elsewhere(request):  # another site's page would enroll its visitor
-        message = N_("This form did not come from this page; please read on and agree here.")
-        return _information(request, slug, db, kept, another, error=message)
+        return _information(request, slug, db, kept, another, error=ELSEWHERE)
     if form.get("consent") != "yes":
         message = N_("Please tick the box if you agree to take part; without it the study cannot begin.")
         return _information(request, slug, db, kept, another, error=message)

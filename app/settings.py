@@ -7,7 +7,7 @@ import stat
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,8 +28,8 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    database_url: str
-    secret: str  # keys the hashes of the researcher's tokens, and signs the sign-in link of loopback
+    database_url: str = field(repr=False)  # may name a password
+    secret: str = field(repr=False)  # keys the hashes of the researcher's tokens, and signs the sign-in link of loopback
     studies: Path = ROOT / "studies"
     stimuli: Path = ROOT / "stimuli"
     results: Path = ROOT / "docs" / "results"  # of `python -m ml.evaluate`

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from app import answers, participation, recruiters, withdrawal
 from app import definition as definitions
-from app.csrf import from_elsewhere
+from app.csrf import ELSEWHERE, from_elsewhere
 from app.db import Database
 from app.enrollment import Beginning
 from app.i18n import N_
@@ -111,7 +111,7 @@ class CommentBody(_Body):
 def create_session(request: Request, body: NewSession, db: Db) -> dict[str, str]:
     """201 also for one who comes back: what is asked for, a session of this person, is there."""
     if from_elsewhere(request):
-        raise Refusal(403, N_("A session can only be begun by a page of this server, or by a program."))
+        raise Refusal(403, ELSEWHERE)
     if body.packs is not None:
         _check_packs(db, body.study, body.packs)
     beginning = Beginning(body.study, body.external, body.request_id, body.language)

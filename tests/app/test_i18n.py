@@ -52,7 +52,6 @@ HARD_TO_MEET = {
     "This answer_id belongs to another answer; nothing was stored.",
     "runner_up is missing; send “none” where no other label is plausible.",
     "There is no image of this name here.",
-    "Please sign in",  # a researcher's page, which is English
 }
 
 
@@ -393,6 +392,8 @@ def errors(visitor: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert untranslated(broken.text) == [
         "⟦The form did not arrive as this page sends it (⟧position⟦); please go back and try again.⟧"
     ]
+    elsewhere = {"Origin": "https://evil.example"}
+    assert_translated(visitor.post("/study/full", data={"consent": "yes"}, headers=elsewhere), 422)
     monkeypatch.setattr(visitor.app.state, "creation_limit", AddressLimit(capacity=0))  # type: ignore[attr-defined]
     assert_translated(visitor.post("/study/full", data={"consent": "yes", "another": "yes"}), 429)
     monkeypatch.setattr(visitor.app.state, "guess_limit", AddressLimit(capacity=0))  # type: ignore[attr-defined]

@@ -88,7 +88,7 @@ def test_the_dashboard_signs_in_and_follows_the_study(
         visitor = visit(color_scheme=scheme)
         visitor.forgiven = "401"
         page = visitor.page("/results/watched")
-        expect(page.get_by_role("heading", name="Please sign in")).to_be_visible()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
         page.goto(server.dashboard)
         assert page.url == f"{server.url}/results", "the key is not left in the address"
         page.locator('a[href="/results/watched"]').click()
