@@ -29,7 +29,9 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class Settings:
     database_url: str = field(repr=False)  # may name a password
-    secret: str = field(repr=False)  # keys the hashes of the researcher's tokens, and signs the sign-in link of loopback
+    secret: str = field(
+        repr=False
+    )  # keys the hashes of the researcher's tokens, and signs the sign-in link of loopback
     studies: Path = ROOT / "studies"
     stimuli: Path = ROOT / "stimuli"
     results: Path = ROOT / "docs" / "results"  # of `python -m ml.evaluate`
