@@ -6,6 +6,7 @@ nothing may fail, or a stored answer would be reported as lost. A Refusal stores
 
 import secrets
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
@@ -32,7 +33,10 @@ def record_label(
     """Store the labels for one image, once; committed. Returns where the participant is then."""
     here = _open_session(session, token)
     trial = here.trial(position)
-    content = {"label": label, "runner_up": _valid_runner_up(here, label, runner_up)}
+    content = {
+        "label": label,
+        "runner_up": valid_runner_up(here.labels, here.definition.questions, label, runner_up),
+    }
     return _record(session, here, trial, Response, "labelling", answer_id, content, rt_ms, display, now)
 
 
@@ -189,16 +193,18 @@ def _open_session(session: Session, token: str) -> SessionView:
     return here
 
 
-def _valid_runner_up(here: SessionView, label: str, runner_up: str | None) -> str | None:
+def valid_runner_up(
+    labels: Sequence[str], questions: Sequence[str], label: str, runner_up: str | None
+) -> str | None:
     """The runner-up as it is stored; None says that none was sent. Raises Refusal 422 for what makes no sense."""
-    choices = [*here.labels, NONE_PLAUSIBLE]
+    choices = [*labels, NONE_PLAUSIBLE]
 
     def refuse(message: str, **values: object) -> Refusal:
         return Refusal(422, message, {"choices": ", ".join(choices)} | values)
 
     if label not in choices:
         raise refuse(N_("“%(label)s” is not one of the labels %(choices)s."), label=label)
-    if "runner_up" not in here.definition.questions:
+    if "runner_up" not in questions:
         if runner_up not in (None, NONE_PLAUSIBLE):
             raise refuse(N_("This study does not ask for a runner_up."))
         return None

@@ -31,6 +31,7 @@ from app import (
     study,
     web,
 )
+from app.batches import Batches, PlainAnswers
 from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, Bounds
 from app.db import Database
 from app.i18n import LANGUAGES, N_, SOURCE, translate
@@ -47,10 +48,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The app on the database of `settings` (default: the environment's); the schema must be there already."""
     settings = settings or load()
     database = Database(settings.database_url)
+    batches = Batches(PlainAnswers(database).store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        batches.close()
         database.close()
 
     # No /docs and /redoc: their scripts come from another host. /openapi.json says the same.
@@ -63,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = database
+    app.state.batches = batches
     app.state.memory = Memory()
     app.state.creation_limit = AddressLimit()
     app.state.guess_limit = AddressLimit(*GUESSES)

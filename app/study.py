@@ -1,17 +1,19 @@
-"""The participant's JSON API: shapes are checked here; `answers` checks the meaning and commits, in one
-transaction, before the reply goes out."""
+"""The participant's JSON API: shapes are checked here; `batches` and `answers` check the meaning and
+commit before the reply goes out."""
 
 import json
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 from sqlalchemy import select
 
 from app import answers, participation, recruiters, withdrawal
 from app import definition as definitions
+from app.batches import Answer, Batches, Stored
 from app.csrf import ELSEWHERE, from_elsewhere
 from app.db import Database
 from app.enrollment import Beginning
@@ -22,6 +24,14 @@ from app.recruiters import way_back
 from app.web import Db, enroll, now
 
 router = APIRouter()
+
+
+async def _batches(request: Request) -> Batches:
+    found: Batches = request.app.state.batches
+    return found
+
+
+Waiting = Annotated[Batches, Depends(_batches)]
 
 DAY_MS = 24 * 3600 * 1000.0
 DISPLAY_LIMIT = 4096  # characters of JSON
@@ -133,31 +143,24 @@ def read_session(token: str, db: Db) -> dict[str, Any]:
 
 
 @router.put("/api/sessions/{token}/trials/{position}/label")
-def put_label(token: str, position: int, body: LabelAnswer, db: Db) -> dict[str, Any]:
+async def put_label(token: str, position: int, body: LabelAnswer, db: Db, batches: Waiting) -> dict[str, Any]:
     # null says "none" as the word does; a field that is not there says nothing.
     said_none = body.runner_up is None and "runner_up" in body.model_fields_set
-    with db.write() as session:
-        here = answers.record_label(
-            session,
-            token,
-            position,
-            body.answer_id,
-            body.label if body.label is not None else NONE_PLAUSIBLE,
-            NONE_PLAUSIBLE if said_none else body.runner_up,
-            body.rt_ms,
-            body.display,
-            now(),
-        )
-        return _stored(here, "labelling")
+    content = {
+        "label": NONE_PLAUSIBLE if body.label is None else body.label,
+        "runner_up": NONE_PLAUSIBLE if said_none else body.runner_up,
+    }
+    sent = Answer(token, position, "labelling", body.answer_id, content, body.rt_ms, body.display)
+    return await _stored(db, batches, sent)
 
 
 @router.put("/api/sessions/{token}/trials/{position}/plausibility")
-def put_plausibility(token: str, position: int, body: PlausibilityAnswer, db: Db) -> dict[str, Any]:
-    with db.write() as session:
-        here = answers.record_plausibility(
-            session, token, position, body.answer_id, body.plausible, body.rt_ms, body.display, now()
-        )
-        return _stored(here, "judging")
+async def put_plausibility(
+    token: str, position: int, body: PlausibilityAnswer, db: Db, batches: Waiting
+) -> dict[str, Any]:
+    content = {"plausible": body.plausible}
+    sent = Answer(token, position, "judging", body.answer_id, content, body.rt_ms, body.display)
+    return await _stored(db, batches, sent)
 
 
 @router.post("/api/sessions/{token}/comments")
@@ -239,10 +242,26 @@ def describe(here: SessionView) -> dict[str, Any]:
     }
 
 
-def _stored(here: SessionView, phase: str) -> dict[str, Any]:
+async def _stored(db: Database, batches: Batches, sent: Answer) -> dict[str, Any]:
     """`next_position` is null once the phase that was answered is over; `state` says what comes then."""
-    return {
-        "stored": True,
-        "state": here.state,
-        "next_position": here.next_position if here.state == phase else None,
-    }
+    after = await batches.put(sent)
+    if after is None:
+        after = await run_in_threadpool(_store_alone, db, sent)
+    return {"stored": True, "state": after.state, "next_position": after.next_position}
+
+
+def _store_alone(db: Database, sent: Answer) -> Stored:
+    """What is not plain: stored in a transaction of its own, known already, or refused."""
+    record = answers.record_label if sent.part == "labelling" else answers.record_plausibility
+    with db.write() as session:
+        here = record(
+            session,
+            sent.token,
+            sent.position,
+            sent.answer_id,
+            **sent.content,
+            rt_ms=sent.rt_ms,
+            display=sent.display,
+            now=now(),
+        )
+        return Stored(here.state, here.next_position if here.state == sent.part else None)

@@ -23,7 +23,7 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def database(request: Request) -> Database:
+async def database(request: Request) -> Database:  # asynchronous: FastAPI calls a plain one in a thread
     found: Database = request.app.state.database
     return found
 
@@ -63,7 +63,8 @@ def began_here(request: Request, participant: Participant) -> bool:
 
 def enroll(request: Request, beginning: Beginning) -> Participant:
     """A new participant, or the one who is returning; committed. Raises Refusal 404, 409, 429."""
-    with database(request).write() as session:
+    db: Database = request.app.state.database
+    with db.write() as session:
         known = enrollment.returning(session, beginning)
         if known is not None:
             if enrollment.refused(session, known, beginning, began_here(request, known)):

