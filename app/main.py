@@ -62,6 +62,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # Nobody collects it, and asking for each request whether somebody does took a tenth of an answer's time.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         form_limits={"max_fields": MOST_FIELDS, "max_files": MOST_FILES},
     )
     app.state.settings = settings
