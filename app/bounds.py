@@ -64,13 +64,19 @@ class Bounds:
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        size, host, length = 0, b"", b"0"
+        size, host, length, chunked = 0, b"", None, False
         for name, value in headers:
             size += len(name) + len(value)
             if name == b"host":
                 host = value
             elif name == b"content-length":
                 length = value
+            elif name == b"transfer-encoding":
+                chunked = True
+        if chunked and length is not None:
+            # Where the request ends: a proxy may believe the one, this server the other, and what lies between them
+            # would be somebody else's request.
+            return Refusal(400, N_("The request could not be read."))
         if len(headers) > MOST_HEADERS or size > MOST_HEADER_BYTES:
             message = N_(
                 "The browser sent too much besides the address; deleting this site’s cookies may help."
@@ -78,7 +84,7 @@ class Bounds:
             return Refusal(431, message)
         if len(scope["path"]) + len(scope["query_string"]) > MOST_URL_BYTES:
             return Refusal(414, N_("This address is too long; please use the link you were given."))
-        if len(length) > 10 or not length.isdigit() or int(length) > MOST_BYTES:
+        if length is not None and (len(length) > 10 or not length.isdigit() or int(length) > MOST_BYTES):
             return Refusal(413, TOO_LARGE)
         if scope["path"] not in FOR_ANY_HOST and not is_ours(host, self._hosts):
             self._tell_the_operator(host)

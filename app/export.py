@@ -1,6 +1,7 @@
 """The researcher's downloads: a study's answers as CSV, and the whole export as one file."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 from fastapi import APIRouter, Depends
@@ -9,7 +10,6 @@ from fastapi.responses import StreamingResponse
 from app import auth, bundle, progress, tables
 from app import definition as definitions
 from app.audit import Event, record_download
-from app.models import Study
 from app.showing import Mem, Selected, select_study, shown
 from app.web import Db, now
 
@@ -21,20 +21,14 @@ PIECE = 64 * 1024  # bytes
 @router.get("/results/{slug}/responses.csv")
 def responses_csv(selected: Selected, db: Db, memory: Mem) -> StreamingResponse:
     """The answered trials, one row each."""
-    with db.read() as session:
+    with db.read() as session:  # one, so that the rows and who is excluded are of the same instant
         study, data = select_study(session, selected)
+        with memory.lock:
+            people = progress.monitor(session, study, definitions.of(study), data, memory)
+        file = _written(tables.responses_csv(session, study, data, people.excluded_pseudonyms))
     record_download(db, Event.EXPORTED, study, data, "responses.csv", now())
-
-    def lines() -> Iterator[str]:
-        # One reading session: the rows and who is excluded are of the same instant.
-        with db.read() as session:
-            here = session.get_one(Study, study.id)
-            with memory.lock:
-                people = progress.monitor(session, here, definitions.of(here), data, memory)
-            yield from tables.responses_csv(session, here, data, people.excluded_pseudonyms)
-
     name = f"{study.slug}-{study.version}-{data}.csv"
-    return StreamingResponse(lines(), media_type="text/csv; charset=utf-8", headers=_as_file(name))
+    return _download(file, "text/csv; charset=utf-8", name)
 
 
 @router.get("/results/{slug}/export.zip")
@@ -47,14 +41,29 @@ def export_zip(
         file = bundle.zipped(session, found, comments=comments, recruiter_ids=recruiter_ids)
     more = {"comments": comments, "recruiter_ids": recruiter_ids}
     record_download(db, Event.EXPORTED, found.study, found.data, "export.zip", now(), **more)
+    return _download(file, "application/zip", bundle.file_name(found))
+
+
+def _written(lines: Iterable[str]) -> IO[bytes]:
+    """In a temporary file: whoever takes the download slowly holds no session of the database's."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed by whoever has sent it)
+    try:
+        file.writelines(line.encode() for line in lines)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _download(file: IO[bytes], media_type: str, name: str) -> StreamingResponse:
     size = file.seek(0, 2)
     file.seek(0)
-    headers = _as_file(bundle.file_name(found)) | {"Content-Length": str(size)}
-    return StreamingResponse(_pieces(file), media_type="application/zip", headers=headers)
-
-
-def _as_file(name: str) -> dict[str, str]:
-    return {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    headers = {
+        "Content-Disposition": f'attachment; filename="{name}"',
+        "Cache-Control": "no-store",
+        "Content-Length": str(size),
+    }
+    return StreamingResponse(_pieces(file), media_type=media_type, headers=headers)
 
 
 def _pieces(file: IO[bytes]) -> Iterator[bytes]:

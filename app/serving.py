@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import uvicorn
 
-from app import auth, password, settings, workers
+from app import auth, connections, password, settings, workers
 from app import definition as definitions
 from app.db import Database
 from app.definition import MissingPackError
@@ -76,9 +76,19 @@ def serve(args: argparse.Namespace) -> int:
         def announce() -> None:
             print("\n".join(lines), flush=True)
 
+        connections.bound_by_files()
+
         def run(listening: Callable[[], None]) -> bool:
             # The access log would write participants' links, which are their secrets, into files.
-            options = uvicorn.Config(create_app(config), log_level="warning", access_log=False)
+            options = uvicorn.Config(
+                create_app(config),
+                http=connections.Connection,
+                ws="none",
+                backlog=connections.BACKLOG,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+            )
             server = _AnnouncingServer(options, listening)
             server.run(sockets=[listener])
             return server.started
