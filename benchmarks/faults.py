@@ -28,10 +28,8 @@ def main() -> int:
     args = parser.parse_args()
     pack = pack_format.read(ROOT / "stimuli" / "mnist-jsma")
     with tempfile.TemporaryDirectory() as folder:
-        database = Path(folder) / "study.db"
-        settings = Settings(
-            f"sqlite:///{database}", "the benchmark's secret", ROOT / "studies", ROOT / "stimuli"
-        )
+        database_url = f"sqlite:///{Path(folder) / 'study.db'}"
+        settings = Settings(database_url, "the benchmark's secret", ROOT / "studies", ROOT / "stimuli")
         log = Path(folder) / "server.log"
         with (
             killable(settings, log) as server,
@@ -43,7 +41,7 @@ def main() -> int:
             kill_at_random(server, bots, args.kills, answers, random.Random(args.seed))
             bots.finish()
             seconds = perf_counter() - started
-        counts = count(database, bots.ledger)
+        counts = count(database_url, bots.ledger)
     print(f"{args.participants} participants at once, {server.kills} kills, seed {args.seed}")
     print(counts)
     for reason, times in Counter(bots.ledger.failures).most_common():

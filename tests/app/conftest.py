@@ -1,8 +1,11 @@
-"""What the app's tests stand on: a pack, a study, a database file, the app in process and as a real server."""
+"""What the app's tests stand on: a pack, a study, a database, the app in process and as a real server.
+
+Each test that has a database runs on SQLite and on PostgreSQL. One that is about the one, or where a second run
+on the other could find nothing more, is marked `only("sqlite")` or `only("postgresql")`.
+"""
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +28,8 @@ from app.main import create_app
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
+from tests.app import databases as kinds
+from tests.app.databases import Databases
 from tests.packs import make_pack
 
 SECRET = "a secret for the tests"
@@ -74,33 +79,60 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return make_pack(tmp_path_factory.mktemp("packs") / "test-pack")
 
 
-def installation(folder: Path, pack: Pack) -> Settings:
-    """An installation of its own in `folder`: no database yet, the test pack, one study named "test"."""
-    studies = folder / "studies"
-    studies.mkdir()
-    (studies / "test.toml").write_text(STUDY)
-    return Settings(
-        f"sqlite:///{folder / 'study.db'}", SECRET, studies, pack.directory.parent, folder / "evaluations"
-    )
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "databases" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("only")
+        metafunc.parametrize("databases", only.args if only else kinds.KINDS, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
-    """A database file as `serve` prepares it; tests start from copies, which is quicker than preparing each."""
+def postgres_server() -> Iterator[kinds.Server]:
+    with kinds.server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def databases(request: pytest.FixtureRequest, postgres_server: kinds.Server) -> Databases:
+    """Where databases come from: files, or a PostgreSQL server."""
+    return Databases(request.param, postgres_server)
+
+
+def installation(folder: Path, pack: Pack, database_url: str, study: str = STUDY) -> Settings:
+    """An installation of its own in `folder`: the test pack, one study named "test"."""
+    studies = folder / "studies"
+    studies.mkdir()
+    (studies / "test.toml").write_text(study)
+    return Settings(database_url, SECRET, studies, pack.directory.parent, folder / "evaluations")
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Databases) -> str:
+    """A database as `serve` prepares it; tests start from copies, which is quicker than preparing each."""
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(installation(folder, pack), PREPARED_AT)
-    return folder / "study.db"
+    settings = installation(folder, pack, databases.new(folder))
+    prepare(settings, PREPARED_AT)
+    return settings.database_url
 
 
 @pytest.fixture
-def settings(tmp_path: Path, pack: Pack) -> Settings:
-    return installation(tmp_path, pack)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, databases: Databases) -> Iterator[str]:
+    """A database of this test's own: a copy of `prepared` where the test asks for that, else an empty one."""
+    if "prepared" in request.fixturenames:
+        url = databases.copy(request.getfixturevalue("prepared"), tmp_path)
+    else:
+        url = databases.new(tmp_path)
+    yield url
+    databases.discard(url)
 
 
 @pytest.fixture
-def client(settings: Settings, prepared: Path) -> Iterator[TestClient]:
+def settings(tmp_path: Path, pack: Pack, database_url: str) -> Settings:
+    return installation(tmp_path, pack, database_url)
+
+
+@pytest.fixture
+def client(settings: Settings, prepared: str) -> Iterator[TestClient]:
     """The app in process, nobody signed in."""
-    shutil.copy(prepared, settings.database_url.removeprefix("sqlite:///"))
     with TestClient(create_app(settings), base_url="http://testserver") as client:
         yield client
 

@@ -6,26 +6,27 @@ The count reads the database with SQL of its own, so that it is no mirror of the
 import json
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO, Any
 
 import httpx2
+from sqlalchemy import Connection, text
 
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
 from app.settings import ROOT, Settings
 from app.simulate import Answered, Ledger, Outbox, arrive, play
 from ml.pack import Pack
 from tests.app.conftest import environment, free_port
+from tests.app.databases import connected
 
 RATES = Rates(PAPER_FOOLED, PAPER_REASONABLE)
 PATIENCE_S = 90.0  # a restart takes seconds, on a busy machine many
@@ -195,25 +196,29 @@ class Counts:
         return "\n".join(f"{f.name.replace('_', ' '):20}{getattr(self, f.name):>8}" for f in fields(self))
 
 
-def count(database: Path, ledger: Ledger) -> Counts:
-    """Hold the ledger against the database file."""
-    with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+def count(database_url: str, ledger: Ledger) -> Counts:
+    """Hold the ledger against the database."""
+    with connected(database_url) as connection:
+        if connection.dialect.name == "sqlite":
+            assert connection.execute(text("PRAGMA integrity_check")).all() == [("ok",)]
+            assert connection.execute(text("PRAGMA foreign_key_check")).all() == []
         stored = _stored(connection)
         unanswered = connection.execute(
-            """
-            SELECT sum(r.trial_id IS NULL) + sum(t.judging_order IS NOT NULL AND j.trial_id IS NULL)
-            FROM trials t LEFT JOIN responses r ON r.trial_id = t.id LEFT JOIN judgments j ON j.trial_id = t.id
-            """
-        ).fetchone()[0]
+            text(
+                """
+                SELECT count(*) FILTER (WHERE r.trial_id IS NULL)
+                     + count(*) FILTER (WHERE t.judging_order IS NOT NULL AND j.trial_id IS NULL)
+                FROM trials t LEFT JOIN responses r ON r.trial_id = t.id LEFT JOIN judgments j ON j.trial_id = t.id
+                """
+            )
+        ).scalar_one()
         codes = connection.execute(
-            "SELECT token, completion_code FROM participants WHERE finished_at IS NOT NULL"
-        ).fetchall()
+            text("SELECT token, completion_code FROM participants WHERE finished_at IS NOT NULL")
+        ).all()
         remarks = connection.execute(
-            "SELECT p.token, c.text FROM comments c JOIN participants p ON p.id = c.participant_id"
-        ).fetchall()
-        sessions = connection.execute("SELECT count(*) FROM participants").fetchone()[0]
+            text("SELECT p.token, c.text FROM comments c JOIN participants p ON p.id = c.participant_id")
+        ).all()
+        sessions = connection.execute(text("SELECT count(*) FROM participants")).scalar_one()
     found = Counter(map(_key, stored))
     sent = set(map(_key, ledger.sent))
     places = Counter((a.token, a.position, a.phase) for a in stored)
@@ -224,7 +229,7 @@ def count(database: Path, ledger: Ledger) -> Counts:
         lost=sum(found[_key(a)] == 0 for a in ledger.acknowledged),
         doubled=sum(n - 1 for n in places.values()) + sum(n - 1 for n in ids.values()),
         unknown=sum(key not in sent for key in found),
-        unanswered=unanswered or 0,
+        unanswered=unanswered,
         remarks_lost=sum((token, text) not in remarks for token, text in ledger.remarks.items()),
         sessions=sessions,
         finished=sum(ledger.codes.get(token) == code for token, code in codes),
@@ -232,28 +237,36 @@ def count(database: Path, ledger: Ledger) -> Counts:
     )
 
 
-def _stored(connection: sqlite3.Connection) -> list[Answered]:
+def _stored(connection: Connection) -> list[Answered]:
     labels = connection.execute(
-        """
-        SELECT p.token, t.position, r.answer_id, r.label, r.runner_up, r.rt_ms, r.display
-        FROM responses r JOIN trials t ON t.id = r.trial_id JOIN participants p ON p.id = t.participant_id
-        """
+        text(
+            """
+            SELECT p.token, t.position, r.answer_id, r.label, r.runner_up, r.rt_ms, r.display
+            FROM responses r JOIN trials t ON t.id = r.trial_id JOIN participants p ON p.id = t.participant_id
+            """
+        )
     )
     verdicts = connection.execute(
-        """
-        SELECT p.token, t.position, j.answer_id, j.plausible, j.rt_ms, j.display
-        FROM judgments j JOIN trials t ON t.id = j.trial_id JOIN participants p ON p.id = t.participant_id
-        """
+        text(
+            """
+            SELECT p.token, t.position, j.answer_id, j.plausible, j.rt_ms, j.display
+            FROM judgments j JOIN trials t ON t.id = j.trial_id JOIN participants p ON p.id = t.participant_id
+            """
+        )
     )
+
+    def display(stored: Any) -> Any:
+        return json.loads(stored) if isinstance(stored, str) else stored  # SQLite has text
+
     found = []
-    for token, position, answer_id, label, runner_up, rt_ms, display in labels:
-        content = {"label": label, "runner_up": runner_up, "rt_ms": rt_ms, "display": json.loads(display)}
+    for token, position, answer_id, label, runner_up, rt_ms, shown in labels:
+        content = {"label": label, "runner_up": runner_up, "rt_ms": rt_ms, "display": display(shown)}
         if runner_up is None:
             del content["runner_up"]
-        found.append(Answered(token, position, "labelling", str(uuid.UUID(answer_id)), content))
-    for token, position, answer_id, plausible, rt_ms, display in verdicts:
-        content = {"plausible": bool(plausible), "rt_ms": rt_ms, "display": json.loads(display)}
-        found.append(Answered(token, position, "judging", str(uuid.UUID(answer_id)), content))
+        found.append(Answered(token, position, "labelling", str(uuid.UUID(str(answer_id))), content))
+    for token, position, answer_id, plausible, rt_ms, shown in verdicts:
+        content = {"plausible": bool(plausible), "rt_ms": rt_ms, "display": display(shown)}
+        found.append(Answered(token, position, "judging", str(uuid.UUID(str(answer_id))), content))
     return found
 
 
@@ -263,22 +276,35 @@ def _key(answer: Answered) -> tuple[Any, ...]:
 
 
 class Locker:
-    """Another process that holds the database's write lock."""
+    """Another process that holds what a writer needs: SQLite's write lock, or the rows of all participants.
 
-    def __init__(self, database: Path) -> None:
+    It is ready once it is made, and holds it while its block lasts.
+    """
+
+    def __init__(self, database_url: str) -> None:
         program = (
-            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60);"
-            "c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); sys.stdin.read(); c.execute('ROLLBACK')"
+            "import sys; from sqlalchemy import text; from tests.app.databases import connected\n"
+            "with connected(sys.argv[1]) as c:\n"
+            "    sqlite = c.dialect.name == 'sqlite'; print('ready', flush=True); sys.stdin.readline()\n"
+            "    if sqlite: c.connection.driver_connection.execute('PRAGMA busy_timeout = 60000')\n"
+            "    c.execute(text('BEGIN IMMEDIATE' if sqlite else 'SELECT id FROM participants FOR UPDATE'))\n"
+            "    print('locked', flush=True); sys.stdin.read(); c.rollback()"
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, str(database)],
+            [sys.executable, "-c", program, database_url],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
 
     def __enter__(self) -> "Locker":
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.stdin.write("lock\n")
+        self._process.stdin.flush()
         assert self._process.stdout.readline() == "locked\n"
         return self
 

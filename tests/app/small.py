@@ -12,7 +12,8 @@ from app.db import Database
 from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY
+from tests.app.conftest import STUDY, installation
+from tests.app.databases import Databases
 from tests.packs import make_pack
 
 SMALL_STUDY = STUDY.replace("seed = 7", "seed = 7\ntrials = 12")
@@ -28,23 +29,17 @@ def study() -> str:
     return SMALL_STUDY
 
 
-def installation(folder: Path, small: Pack, study: str) -> Settings:
-    (folder / "studies").mkdir()
-    (folder / "studies" / "test.toml").write_text(study)
-    database, stimuli = f"sqlite:///{folder / 'study.db'}", small.directory.parent
-    return Settings(database, SECRET, folder / "studies", stimuli, folder / "evaluations")
-
-
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack, study: str) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, small: Pack, study: str, databases: Databases) -> str:
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(installation(folder, small, study))
-    return folder / "study.db"
+    settings = installation(folder, small, databases.new(folder), study)
+    prepare(settings)
+    return settings.database_url
 
 
 @pytest.fixture
-def settings(tmp_path: Path, small: Pack, study: str) -> Settings:
-    return installation(tmp_path, small, study)
+def settings(tmp_path: Path, small: Pack, study: str, database_url: str) -> Settings:
+    return installation(tmp_path, small, database_url, study)
 
 
 @pytest.fixture

@@ -254,6 +254,7 @@ def test_a_comment_is_not_lost_to_an_empty_box(start: Start, db: Database) -> No
         ]
 
 
+@pytest.mark.only("sqlite")
 def test_a_locked_database_is_said_and_loses_nothing(
     start: Start, db: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,10 +17,11 @@ from app.serving import prepare
 from app.settings import Settings
 from ml import pack as pack_format
 from ml.pack import Pack, Stimulus
-from tests.app.conftest import Player, sign_in
+from tests.app.conftest import Player, installation, sign_in
+from tests.app.databases import Databases
 from tests.app.oracle import MODELS, OUTCOMES, by_labels, play, read_csv, strict
 from tests.app.reading import Page, assert_no_nonsense, assert_page_says
-from tests.app.small import SMALL_STUDY, installation, prepared, settings, small, study
+from tests.app.small import SMALL_STUDY, prepared, settings, small, study
 
 PLAIN = by_labels(
     {"undefended": (1, 0, 0, 1), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)}
@@ -194,7 +195,9 @@ def test_all_answers_the_same(researcher: TestClient, small: Pack, target: bool)
 # What the images are
 
 
-def test_only_a_part_of_a_data_set_is_said_with_the_results(small: Pack, tmp_path: Path) -> None:
+def test_only_a_part_of_a_data_set_is_said_with_the_results(
+    small: Pack, tmp_path: Path, databases: Databases
+) -> None:
     note = "A part of SVHN: 24,027 training images and 2,000 test images, not the full set."
     dataset = {"name": "svhn", "source": "Somebody & Co", "licence": "non-commercial use only"}
     pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
@@ -205,7 +208,7 @@ def test_only_a_part_of_a_data_set_is_said_with_the_results(small: Pack, tmp_pat
         }
         folder.mkdir()
         pack = pack_format.write(folder / "stimuli" / "test-pack", manifest, pngs)
-        own = installation(folder, pack, SMALL_STUDY)
+        own = installation(folder, pack, databases.new(folder), SMALL_STUDY)
         prepare(own)
         with TestClient(create_app(own)) as client:
             sign_in(client)
@@ -235,12 +238,12 @@ def test_only_a_part_of_a_data_set_is_said_with_the_results(small: Pack, tmp_pat
     "odd", [{"dataset": "unknown"}, {"dataset": {}, "attack": 7}, {"attack": {"name": None}}]
 )
 def test_a_pack_that_does_not_say_what_it_is_made_of_has_results(
-    odd: dict[str, Any], small: Pack, tmp_path: Path
+    odd: dict[str, Any], small: Pack, tmp_path: Path, database_url: str
 ) -> None:
     """Its import checks what the study rests on, not where images are from."""
     pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
     pack = pack_format.write(tmp_path / "stimuli" / "test-pack", small.manifest | odd, pngs)
-    own = installation(tmp_path, pack, SMALL_STUDY)
+    own = installation(tmp_path, pack, database_url, SMALL_STUDY)
     prepare(own)
     with TestClient(create_app(own)) as client:
         sign_in(client)

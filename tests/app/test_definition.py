@@ -1,6 +1,5 @@
 """Study files: what is refused, and how a file becomes a version."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -28,10 +27,9 @@ NOON = PREPARED_AT + timedelta(hours=12)
 
 
 @pytest.fixture
-def database(tmp_path: Path, prepared: Path) -> Iterator[Database]:
+def database(prepared: str, database_url: str) -> Iterator[Database]:
     """A migrated database with the test pack, and no study."""
-    shutil.copy(prepared, tmp_path / "study.db")
-    database = Database(f"sqlite:///{tmp_path / 'study.db'}")
+    database = Database(database_url)
     with database.write() as session:
         session.execute(delete(StudyPack))
         session.execute(delete(Study))
@@ -60,8 +58,8 @@ def test_the_bundled_studies_are_valid() -> None:
         assert definitions.read(path)
 
 
-def test_the_bundled_studies_run_on_the_bundled_packs(tmp_path: Path) -> None:
-    settings = Settings(f"sqlite:///{tmp_path / 'study.db'}", SECRET)
+def test_the_bundled_studies_run_on_the_bundled_packs(database_url: str) -> None:
+    settings = Settings(database_url, SECRET)
     slugs = prepare(settings)
     assert "mnist" in slugs
     with TestClient(create_app(settings)) as client:

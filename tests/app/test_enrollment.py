@@ -7,7 +7,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -24,6 +23,7 @@ from app.serving import prepare
 from app.settings import Settings
 from app.web import now
 from tests.app.conftest import STUDY, Player, begin
+from tests.app.databases import contents
 from tests.app.test_pages import Fields, count
 
 Start = Callable[..., Player]
@@ -436,7 +436,7 @@ def test_the_private_code_deletes_everything_and_proves_it(
     assert "Delete all your answers?" in page.text
     for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):
         assert line in page.text
-    assert remark.encode() in stored(settings)
+    assert remark.encode() in contents(settings.database_url)
     receipt = elsewhere.post(str(page.url.path)).text
     for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):
         assert line in receipt
@@ -453,8 +453,8 @@ def test_the_private_code_deletes_everything_and_proves_it(
             "recruiter_ids": 1,
         }
         assert session.scalar(select(func.count()).select_from(RecruiterId)) == 0
-    assert remark.encode() not in stored(settings), "not in the freed pages of the file either"
-    assert b"somebody-to-forget" not in stored(settings)
+    assert remark.encode() not in contents(settings.database_url), "not in the freed pages of the file either"
+    assert b"somebody-to-forget" not in contents(settings.database_url)
     again = elsewhere.post("/withdraw", data={"code": private})
     assert "Your answers are deleted" in again.text
 
@@ -483,9 +483,3 @@ def test_who_answers_holds_their_images(client: TestClient, db: Database) -> Non
             assert session.scalars(select(Participant.last_seen_at)).one() > now() - ABANDONED_AFTER
             assert sum(enrollment.exposures(session, study.id, False, now()).values()) == 30
         player.answer(until="judging")
-
-
-def stored(settings: Settings) -> bytes:
-    """Every byte that the database keeps on the disk."""
-    file = Path(settings.database_url.removeprefix("sqlite:///"))
-    return b"".join(path.read_bytes() for path in sorted(file.parent.glob(f"{file.name}*")))

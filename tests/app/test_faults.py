@@ -6,7 +6,6 @@ against what the bots were told; `pytest -rP` shows the counts.
 
 import random
 import resource
-import shutil
 import threading
 import uuid
 from collections import Counter
@@ -24,6 +23,7 @@ from app.settings import Settings
 from app.simulate import Answered, Ledger, Outbox, arrive, play
 from ml.pack import Pack
 from tests.app.conftest import PREPARED_AT, STUDY, Player, begin, installation
+from tests.app.databases import Databases
 from tests.app.faults import RATES, Counts, KillableServer, Locker, count, crowd, kill_at_random, killable
 from tests.packs import make_pack
 
@@ -38,31 +38,21 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return make_pack(folder / "test-pack", labels="0123", models=models, sources=2, targets=2)
 
 
-def small(folder: Path, pack: Pack) -> Settings:
-    settings = installation(folder, pack)
-    study = STUDY.replace("practice = 2", "practice = 2\ncontrols = 1\ntrials = 8")
-    (settings.studies / "test.toml").write_text(study)
-    return settings
+FEWER = STUDY.replace("practice = 2", "practice = 2\ncontrols = 1\ntrials = 8")
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Databases) -> str:
     folder = tmp_path_factory.mktemp("prepared")
-    prepare(small(folder, pack), PREPARED_AT)
-    return folder / "study.db"
+    settings = installation(folder, pack, databases.new(folder), FEWER)
+    prepare(settings, PREPARED_AT)
+    return settings.database_url
 
 
 @pytest.fixture
-def settings(tmp_path: Path, pack: Pack) -> Settings:
-    return small(tmp_path, pack)
-
-
-@pytest.fixture
-def database(settings: Settings, prepared: Path) -> Path:
-    """A database of this test's own, prepared already, so that the servers start quickly."""
-    path = Path(settings.database_url.removeprefix("sqlite:///"))
-    shutil.copy(prepared, path)
-    return path
+def settings(tmp_path: Path, pack: Pack, database_url: str, prepared: str) -> Settings:
+    """With a database of this test's own, prepared already, so that the servers start quickly."""
+    return installation(tmp_path, pack, database_url, FEWER)
 
 
 @pytest.fixture
@@ -71,15 +61,14 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(settings: Settings, database: Path, log: Path) -> Iterator[KillableServer]:
-    assert database.exists()
+def server(settings: Settings, log: Path) -> Iterator[KillableServer]:
     with killable(settings, log) as server:
         yield server
 
 
-def assert_sound(database: Path, ledger: Ledger, sessions: int) -> Counts:
+def assert_sound(database_url: str, ledger: Ledger, sessions: int) -> Counts:
     """Everything acknowledged is stored once, everything stored was sent, everybody has their code."""
-    counts = count(database, ledger)
+    counts = count(database_url, ledger)
     print(counts, dict(Counter(ledger.failures)), sep="\n")
     assert counts.sound, counts
     assert counts.acknowledged == counts.stored == ANSWERS * sessions
@@ -91,19 +80,20 @@ def assert_sound(database: Path, ledger: Ledger, sessions: int) -> Counts:
 
 
 def test_fifty_at_once_while_the_server_is_killed_again_and_again(
-    server: KillableServer, database: Path, pack: Pack
+    server: KillableServer, database_url: str, pack: Pack
 ) -> None:
     kills = 5
     with crowd(server.url, "test", pack, 50, seed=1) as bots:
         kill_at_random(server, bots, kills, ANSWERS * 50, random.Random(11))
         bots.finish()
-    counts = assert_sound(database, bots.ledger, 50)
+    counts = assert_sound(database_url, bots.ledger, 50)
     assert server.kills >= kills
     assert counts.requests_repeated >= kills, "the kills were felt"
 
 
+@pytest.mark.only("sqlite")  # PostgreSQL writes elsewhere
 def test_a_disk_that_cannot_be_written_and_can_again(
-    server: KillableServer, database: Path, log: Path, pack: Pack
+    server: KillableServer, database_url: str, log: Path, pack: Pack
 ) -> None:
     def limit(size: int) -> None:
         _, hard = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
@@ -117,7 +107,7 @@ def test_a_disk_that_cannot_be_written_and_can_again(
             bots.wait_for_failures(5)
             limit(resource.RLIM_INFINITY)
         bots.finish()
-    counts = assert_sound(database, bots.ledger, 10)
+    counts = assert_sound(database_url, bots.ledger, 10)
     assert counts.requests_repeated >= 10
     assert set(bots.ledger.failures) == {"503"}, "every failure was said: no 500, no cut connection"
     assert "disk I/O error" in log.read_text()
@@ -141,8 +131,9 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.only("sqlite")
 def test_a_full_disk_that_has_room_again(
-    settings: Settings, database: Path, log: Path, tmp_path: Path, pack: Pack
+    settings: Settings, database_url: str, log: Path, tmp_path: Path, pack: Pack
 ) -> None:
     full = tmp_path / "full"
     with (
@@ -155,32 +146,33 @@ def test_a_full_disk_that_has_room_again(
             bots.wait_for_failures(5)
             full.unlink()
         bots.finish()
-    counts = assert_sound(database, bots.ledger, 10)
+    counts = assert_sound(database_url, bots.ledger, 10)
     assert counts.requests_repeated >= 10
     assert set(bots.ledger.failures) == {"503"}
     assert "database or disk is full" in log.read_text()
 
 
 def test_a_short_lock_is_waited_out_and_a_long_one_is_said(
-    server: KillableServer, database: Path, log: Path, pack: Pack
+    server: KillableServer, database_url: str, log: Path, pack: Pack
 ) -> None:
+    short, long = Locker(database_url), Locker(database_url)
     with crowd(server.url, "test", pack, 30, seed=4) as bots:
         bots.wait_for_answers(40)
-        with Locker(database):
+        with short:
             threading.Event().wait(0.5)  # for the replies that were on their way
             before = len(bots.ledger.acknowledged)
             threading.Event().wait(2)
             assert len(bots.ledger.acknowledged) == before, "nobody is told that an answer is stored"
         bots.wait_for_answers(before + 40)
         assert bots.ledger.failures == [], "a lock of a few seconds is only a wait"
-        with Locker(database):
+        with long:
             bots.wait_for_failures(5)
             assert httpx2.get(f"{server.url}/healthz").status_code == 200
             assert httpx2.get(f"{server.url}/api/sessions/{bots.ledger.sent[0].token}").status_code == 200, (
                 "reading goes on"
             )
         bots.finish()
-    assert_sound(database, bots.ledger, 30)
+    assert_sound(database_url, bots.ledger, 30)
     assert set(bots.ledger.failures) == {"503"}
     assert "database is locked" in log.read_text()
 
@@ -214,7 +206,7 @@ def finish(player: Player, ledger: Ledger) -> None:
     assert ledger.codes.setdefault(player.token, code) == code
 
 
-def test_two_devices_race_through_one_session(server: KillableServer, database: Path) -> None:
+def test_two_devices_race_through_one_session(server: KillableServer, database_url: str) -> None:
     ledger, statuses = Ledger(), Counter[int]()
     with httpx2.Client(base_url=server.url) as laptop, httpx2.Client(base_url=server.url) as phone:
         token = begin(laptop).token
@@ -240,10 +232,10 @@ def test_two_devices_race_through_one_session(server: KillableServer, database: 
         for device in devices:
             finish(device, ledger)
     assert statuses == {200: ANSWERS, 409: ANSWERS}, "one of the two is stored, the other is told so"
-    assert_sound(database, ledger, 1)
+    assert_sound(database_url, ledger, 1)
 
 
-def test_requests_that_come_twice_and_in_another_order(server: KillableServer, database: Path) -> None:
+def test_requests_that_come_twice_and_in_another_order(server: KillableServer, database_url: str) -> None:
     ledger, statuses, rng = Ledger(), Counter[int](), random.Random(5)
     with httpx2.Client(base_url=server.url) as client, ThreadPoolExecutor(4) as network:
         player = begin(client)
@@ -273,23 +265,23 @@ def test_requests_that_come_twice_and_in_another_order(server: KillableServer, d
             if here["state"] == "judging":
                 deliver(answers)
         finish(player, ledger)
-        assert_sound(database, ledger, 1)
+        assert_sound(database_url, ledger, 1)
         again = list(
             network.map(lambda answer: put(player, answer), rng.sample(ledger.acknowledged, ANSWERS))
         )
         assert again == [200] * ANSWERS, "whatever comes late is known, and changes nothing"
         finish(player, ledger)
     assert set(statuses) == {200, 409}
-    assert_sound(database, ledger, 1)
+    assert_sound(database_url, ledger, 1)
 
 
 # The same bot without a network
 
 
-def test_the_bot_plays_in_process(client: TestClient, database: Path, pack: Pack) -> None:
+def test_the_bot_plays_in_process(client: TestClient, database_url: str, pack: Pack) -> None:
     outbox = Outbox(client)
     for number in range(2):
         token, here = arrive(outbox, "test", pack)
         play(outbox, token, here, pack, RATES, random.Random(number), "In process.")
-    counts = assert_sound(database, outbox.ledger, 2)
+    counts = assert_sound(database_url, outbox.ledger, 2)
     assert counts.requests_repeated == 0

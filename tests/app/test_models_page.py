@@ -27,11 +27,12 @@ from app.settings import Settings
 from ml import pack as pack_format
 from ml.datasets import DATASETS
 from ml.pack import Pack
-from tests.app.conftest import Player, sign_in
+from tests.app.conftest import Player, installation, sign_in
+from tests.app.databases import Databases
 from tests.app.evaluation import png, report_about, write_evaluation
 from tests.app.oracle import by_labels, play
 from tests.app.reading import Page, assert_no_nonsense
-from tests.app.small import SMALL_STUDY, db, installation, prepared, settings, small, study
+from tests.app.small import SMALL_STUDY, db, prepared, settings, small, study
 from tests.packs import checkpoint_sha256
 
 __all__ = ["db", "prepared", "settings", "small", "study"]  # fixtures
@@ -85,16 +86,18 @@ def described(pack: Pack, folder: Path) -> Pack:
     return pack_format.write(folder / pack.name, pack.manifest | more, pngs)
 
 
-def served(pack: Pack, folder: Path) -> TestClient:
+def served(pack: Pack, folder: Path, databases: Databases) -> TestClient:
     """The app with this pack and the small study, prepared anew."""
-    own = installation(folder, pack, SMALL_STUDY)
+    own = installation(folder, pack, databases.new(folder), SMALL_STUDY)
     prepare(own)
     return TestClient(create_app(own))
 
 
-def test_a_row_says_of_each_network_what_the_pack_says(small: Pack, tmp_path: Path) -> None:
+def test_a_row_says_of_each_network_what_the_pack_says(
+    small: Pack, tmp_path: Path, databases: Databases
+) -> None:
     pack = described(small, tmp_path / "stimuli")
-    with served(pack, tmp_path) as client:
+    with served(pack, tmp_path, databases) as client:
         page = shown(sign_in(client))
     table = page.tables["Networks, test-pack"]
     assert table[1][:5] == [
@@ -150,7 +153,9 @@ def test_the_grid_of_each_network_is_there_at_its_own_size(researcher: TestClien
 
 
 @pytest.mark.parametrize("odd", [None, {"name": [], "count": "1", "n": 0}, -1e308])
-def test_a_pack_that_says_odd_things_breaks_nothing(small: Pack, tmp_path: Path, odd: object) -> None:
+def test_a_pack_that_says_odd_things_breaks_nothing(
+    small: Pack, tmp_path: Path, databases: Databases, odd: object
+) -> None:
     """Of a manifest only what the study rests on is checked when it is imported."""
     keys = ("clean_accuracy", "success_rate_before_filter", "training", "checkpoint_sha256")
     models = [{"name": m} | dict.fromkeys(keys, odd) for m in small.models]
@@ -159,7 +164,7 @@ def test_a_pack_that_says_odd_things_breaks_nothing(small: Pack, tmp_path: Path,
     manifest["attack"] = {"name": odd, "parameters": odd}
     pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
     pack = pack_format.write(tmp_path / "stimuli" / "test-pack", manifest, pngs)
-    with served(pack, tmp_path) as client:
+    with served(pack, tmp_path, databases) as client:
         page = Page(sign_in(client).get(PAGE).text)
         assert client.get("/results/test").status_code == 200
     assert page.tables["Networks, test-pack"][1][:3] == ["undefended", "–", "–"]
@@ -167,7 +172,7 @@ def test_a_pack_that_says_odd_things_breaks_nothing(small: Pack, tmp_path: Path,
 
 
 def test_a_command_is_named_only_where_it_makes_an_evaluation_of_such_networks(
-    small: Pack, tmp_path: Path
+    small: Pack, tmp_path: Path, databases: Databases
 ) -> None:
     assert set(DATASETS) == EVALUATED
     pngs = [path.read_bytes() for path in (small.directory / "images").iterdir()]
@@ -181,7 +186,9 @@ def test_a_command_is_named_only_where_it_makes_an_evaluation_of_such_networks(
         }
         folder = tmp_path / str(i)
         folder.mkdir()
-        with served(pack_format.write(folder / "stimuli" / "test-pack", manifest, pngs), folder) as client:
+        with served(
+            pack_format.write(folder / "stimuli" / "test-pack", manifest, pngs), folder, databases
+        ) as client:
             page = shown(sign_in(client))
         assert (
             "is about these very networks: python -m ml.evaluate --dataset svhn makes one." in page.text

@@ -15,6 +15,7 @@ from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import STUDY, Player, begin, installation
+from tests.app.databases import Databases
 from tests.app.oracle import read_csv
 from tests.app.test_pages import Fields, form, post
 
@@ -201,21 +202,23 @@ def test_the_order_of_the_file_is_the_usual_one_and_rotates_too(
         assert stored == expected, "as it was asked"
 
 
-def test_the_defaults_are_the_papers(prepared_client: TestClient) -> None:
-    player = begin(prepared_client)
+def test_the_defaults_are_the_papers(plain: TestClient) -> None:
+    player = begin(plain)
     here = player.session()
     assert len(here["trials"]) == 32
     assert here["questions"] == ["label", "runner_up", "plausibility"]
-    assert begin(prepared_client).session()["questions"] == here["questions"]
+    assert begin(plain).session()["questions"] == here["questions"]
     for _ in range(12):
         reply = post(player, form(player), label="none")
         assert reply.headers["location"] == f"/s/{player.token}"
-    assert Fields(prepared_client.get(f"/s/{player.token}").text).action == f"/s/{player.token}/label"
+    assert Fields(plain.get(f"/s/{player.token}").text).action == f"/s/{player.token}/label"
 
 
 @pytest.fixture
-def prepared_client(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Iterator[TestClient]:
-    settings = installation(tmp_path_factory.mktemp("plain"), pack)
-    prepare(settings)
-    with TestClient(create_app(settings)) as client:
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, pack: Pack, prepared: str, databases: Databases
+) -> Iterator[TestClient]:
+    """The app with the test pack and the study of all tests."""
+    folder = tmp_path_factory.mktemp("plain")
+    with TestClient(create_app(installation(folder, pack, databases.copy(prepared, folder)))) as client:
         yield client

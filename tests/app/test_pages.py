@@ -19,8 +19,8 @@ from app.models import Comment, Judgment, Participant, RecruiterId, Response
 from app.recruiters import RECRUITER_KEYS
 from app.serving import prepare
 from app.settings import Settings
-from tests.app.conftest import Player, begin
-from tests.app.small import SMALL_STUDY, installation
+from tests.app.conftest import Player, begin, installation
+from tests.app.small import SMALL_STUDY
 from tests.packs import make_pack
 
 Start = Callable[..., Player]
@@ -397,12 +397,12 @@ def test_scripts_and_styles_are_asked_for_anew(client: TestClient) -> None:
 )
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_labels_that_are_no_single_characters_have_their_position_for_a_key(
-    tmp_path: Path, labels: tuple[str, ...], keys: list[str], said: str, language: str
+    tmp_path: Path, database_url: str, labels: tuple[str, ...], keys: list[str], said: str, language: str
 ) -> None:
     """tests/app/chromium/test_trials.py presses them."""
     pack = make_pack(tmp_path / "stimuli" / "test-pack", labels=labels, targets=1)
     study = SMALL_STUDY.replace("trials = 12", f'trials = {3 * len(labels)}\nlanguage = "{language}"')
-    own = installation(tmp_path, pack, study)
+    own = installation(tmp_path, pack, database_url, study)
     prepare(own)
     with TestClient(create_app(own)) as client:
         player = begin(client)

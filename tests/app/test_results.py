@@ -18,6 +18,7 @@ from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY, Player, sign_in
+from tests.app.databases import Databases
 from tests.app.oracle import (
     COMPARED,
     OUTCOMES,
@@ -110,7 +111,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[World]:
     root = tmp_path_factory.mktemp("world")
     five = make_pack(root / "packs" / "five", "five", tuple("01234"), targets=2)
     four = make_pack(root / "packs" / "four", "four", tuple("0123"), targets=2)
@@ -120,7 +121,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     for slug, text in FILES.items():
         head = f'title = "{slug}"\nseed = {SEED}\n'
         (root / "studies" / f"{slug}.toml").write_text(head + text + TEXTS)
-    settings = Settings(f"sqlite:///{root / 'study.db'}", SECRET, root / "studies", root / "packs")
+    settings = Settings(databases.new(root), SECRET, root / "studies", root / "packs")
     prepare(settings)
     db = Database(settings.database_url)
     with TestClient(create_app(settings)) as client:

@@ -27,12 +27,16 @@ from app.serving import prepare
 from app.settings import ROOT
 from ml.pack import Pack
 from tests.app.conftest import begin, installation
+from tests.app.databases import Databases
+
+pytestmark = pytest.mark.only("sqlite")
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Iterator[Database]:
+def played(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Databases) -> Iterator[Database]:
     """A database with three participants: at the beginning, amid labelling, finished; no test changes it."""
-    settings = installation(tmp_path_factory.mktemp("played"), pack)
+    folder = tmp_path_factory.mktemp("played")
+    settings = installation(folder, pack, databases.new(folder))
     prepare(settings)
     with TestClient(create_app(settings)) as client:
         client.post(

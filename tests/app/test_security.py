@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -30,6 +29,7 @@ from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY, Player, Server, begin, sign_in
+from tests.app.databases import contents
 from tests.packs import MODELS
 
 Start = Callable[..., Player]
@@ -491,7 +491,7 @@ def test_an_address_is_kept_nowhere(
         assert consent(visitor, PROLIFIC_PID="kept").status_code == 303
         visitor.cookies.clear()
         assert consent(visitor).status_code == 429
-    stored = b"".join(p.read_bytes() for p in Path(settings.database_url[10:]).parent.glob("study.db*"))
+    stored = contents(settings.database_url)
     assert b"kept" in stored
     assert address.encode() not in stored
     assert address not in caplog.text

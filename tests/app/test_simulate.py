@@ -47,6 +47,7 @@ from app.simulate import Outbox, SimulationError
 from app.simulate_command import rates_of
 from ml.pack import Pack, Stimulus
 from tests.app.conftest import STUDY, Server, free_port, installation, serving
+from tests.app.databases import Databases
 from tests.app.test_cli import app, assert_one_line
 from tests.packs import make_pack
 
@@ -66,8 +67,9 @@ STUDIES = {  # of one server; each test has participants of its own
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Iterator[Server]:
-    settings = installation(tmp_path_factory.mktemp("simulate"), pack)
+def server(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Databases) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("simulate")
+    settings = installation(folder, pack, databases.new(folder))
     for name, study in STUDIES.items():
         (settings.studies / f"{name}.toml").write_text(study)
     with serving(settings) as server:

@@ -16,6 +16,7 @@ from ml.pack import Pack
 from tests import browser as chromium
 from tests.app.chromium.visitor import Visit, Visitor
 from tests.app.conftest import STUDY, Server, installation, serving
+from tests.app.databases import Databases
 from tests.packs import make_pack
 
 FLAGS = [
@@ -28,8 +29,9 @@ FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Settings:
-    settings = installation(tmp_path_factory.mktemp("browser"), pack)
+def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Databases) -> Settings:
+    folder = tmp_path_factory.mktemp("browser")
+    settings = installation(folder, pack, databases.new(folder))
     for name in ("watched", "looked-at", "results"):
         (settings.studies / f"{name}.toml").write_text(STUDY)
     careful = STUDY.replace("A study for tests", "With the default time").replace("min_answer_ms = 0\n", "")

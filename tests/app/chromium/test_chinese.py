@@ -15,6 +15,8 @@ from tests.app.chromium.test_pages_shown import assert_accessible
 from tests.app.chromium.visitor import VERDICTS, Visitor, label_of, painted
 from tests.app.conftest import SECRET, Server, serving
 
+pytestmark = pytest.mark.only("sqlite")
+
 FOLDER = ROOT / "build" / "screenshots-chinese"
 STUDY = ROOT / "studies" / "mnist.toml"
 PAUSE_AFTER = 15

@@ -29,6 +29,8 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player, begin
 
+pytestmark = pytest.mark.only("sqlite")
+
 
 @pytest.mark.parametrize("in_touch", [True, False])
 def test_two_tabs_without_connection_are_one_session(visit: Visit, db: Database, in_touch: bool) -> None:

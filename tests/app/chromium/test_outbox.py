@@ -270,8 +270,10 @@ def kill_processes(profile: str) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_killed_server_loses_nothing_and_doubles_nothing(visit: Visit, pack: Pack, tmp_path: Path) -> None:
-    settings = installation(tmp_path, pack)
+def test_a_killed_server_loses_nothing_and_doubles_nothing(
+    visit: Visit, pack: Pack, tmp_path: Path, database_url: str
+) -> None:
+    settings = installation(tmp_path, pack, database_url)
     with killable(settings, tmp_path / "log") as server:
         visitor = visit(at=server.url)
         visitor.forgiven = CUT_OFF

@@ -4,6 +4,7 @@ import itertools
 import re
 
 import httpx2
+import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Locator, Page, expect
 from sqlalchemy import update
@@ -26,6 +27,8 @@ from tests.app.chromium.visitor import (
     token_of,
 )
 from tests.app.conftest import Server, begin
+
+pytestmark = pytest.mark.only("sqlite")
 
 
 def test_the_sheets_are_unnamed_and_in_the_sessions_order(

@@ -28,6 +28,8 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player, Server, begin
 
+pytestmark = pytest.mark.only("sqlite")
+
 WATCH = """
 addEventListener("securitypolicyviolation", (event) =>
   violated(`${event.effectiveDirective} ${event.blockedURI} ${event.sourceFile}`), true);

@@ -13,6 +13,8 @@ from tests.app.chromium.visitor import Visit, assert_crisp
 from tests.app.conftest import Server, begin
 from tests.app.evaluation import write_evaluation
 
+pytestmark = pytest.mark.only("sqlite")
+
 WIDTHS = (360, 768, 1366)
 
 

@@ -11,6 +11,8 @@ from app.settings import ROOT
 from tests.app.chromium.visitor import Visit, advance, choose, go, painted
 from tests.app.conftest import begin
 
+pytestmark = pytest.mark.only("sqlite")
+
 SIZES = {"phone": (360, 640), "tablet": (768, 1024), "laptop": (1366, 768)}
 FOLDER = ROOT / "build" / "screenshots"
 

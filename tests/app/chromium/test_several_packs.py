@@ -21,6 +21,8 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import begin
 
+pytestmark = pytest.mark.only("sqlite")
+
 WHERE = """() => {
     const box = (name) => document.querySelector(name).getBoundingClientRect();
     const image = box("#stimulus");

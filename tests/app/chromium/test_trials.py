@@ -30,6 +30,8 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player, begin
 
+pytestmark = pytest.mark.only("sqlite")
+
 
 def display_of(db: Database, token: str, position: int) -> dict[str, Any]:
     return next(row.display[0] for row in rows(db, token) if row.position == position)

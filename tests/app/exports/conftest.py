@@ -19,6 +19,7 @@ from app.models import Participant, RecruiterId
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import SECRET, STUDY, begin, sign_in
+from tests.app.databases import Databases
 from tests.app.oracle import at_random, play, read_csv
 from tests.app.test_languages import CHINESE
 from tests.packs import make_pack
@@ -146,7 +147,7 @@ class World:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[World]:
     root = tmp_path_factory.mktemp("exports")
     packs = [
         make_pack(root / "packs" / name, name, tuple("012"), targets=2, seed=seed)
@@ -158,7 +159,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         (root / "studies" / f"{slug}.toml").write_text(
             head + text + TEXTS + (CHINESE if slug == "spoken" else ""), encoding="utf-8"
         )
-    settings = Settings(f"sqlite:///{root / 'study.db'}", SECRET, root / "studies", root / "packs")
+    settings = Settings(databases.new(root), SECRET, root / "studies", root / "packs")
     serving.prepare(settings)
     with TestClient(create_app(settings)) as client:
         sign_in(client)
