@@ -76,6 +76,11 @@ def _same_beginning(session: Session, known: Participant, beginning: Beginning) 
     return known
 
 
+def queue(session: Session, slug: str) -> None:
+    """Makes this writing transaction wait until those before it that begin sessions of the study have ended."""
+    session.execute(select(Study.id).where(Study.slug == slug).order_by(Study.id).with_for_update())
+
+
 def refused(session: Session, known: Participant, beginning: Beginning, own_browser: bool) -> bool:
     """Whether the study's policy keeps a returning participant out; never from the browser that began."""
     if own_browser or beginning.person is None or known.request_id == beginning.request_id is not None:

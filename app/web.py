@@ -65,6 +65,7 @@ def enroll(request: Request, beginning: Beginning) -> Participant:
     """A new participant, or the one who is returning; committed. Raises Refusal 404, 409, 429."""
     db: Database = request.app.state.database
     with db.write() as session:
+        enrollment.queue(session, beginning.slug)
         known = enrollment.returning(session, beginning)
         if known is not None:
             if enrollment.refused(session, known, beginning, began_here(request, known)):

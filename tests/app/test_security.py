@@ -479,6 +479,7 @@ def test_behind_a_trusted_proxy_each_address_counts_for_itself(
     assert begun("127.0.0.1", "192.0.2.1") == 429
     assert begun("198.51.100.1", "192.0.2.3") == 201
     assert begun("198.51.100.1", "192.0.2.4") == 429, "who is no trusted proxy cannot make up addresses"
+    app.state.database.close()
 
 
 def test_an_address_is_kept_nowhere(
