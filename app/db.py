@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -18,6 +18,10 @@ from app.settings import SettingsError
 # How long a writer waits for the lock before the participant is told to try again. Bounded well below a browser's
 # patience, because whoever waits holds one of the server's 40 threads, and pages need those too.
 BUSY_TIMEOUT_S = 5.0
+# On PostgreSQL, for the same reason: until a server answers, for a statement, and how long a transaction may do nothing.
+CONNECT_S = 5
+STATEMENT_S = 30.0
+IDLE_S = 60.0
 SCRUB_AGAIN_S = 1.0
 # How long a process that starts waits for another one that migrates the same SQLite file, or stores its packs.
 PREPARING_S = 600.0
@@ -179,17 +183,44 @@ def _pragma(connection: Connection, pragma: str) -> list[Any]:
     return raw.execute(f"PRAGMA {pragma}").fetchall()
 
 
+def _postgresql(url: URL) -> Engine:
+    """An engine whose every wait ends: for a server, a connection, a lock, a statement, a process that stands still."""
+    limits = {
+        "lock_timeout": BUSY_TIMEOUT_S,
+        "statement_timeout": STATEMENT_S,
+        # A process that stands still in a transaction, or whose machine has gone, must not keep its locks.
+        "idle_in_transaction_session_timeout": IDLE_S,
+    }
+    settings = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
+    own = url.query.get("options", "")
+    try:
+        return create_engine(
+            url.set(drivername="postgresql+psycopg"),
+            connect_args={
+                "connect_timeout": CONNECT_S,
+                "options": f"{settings} {own if isinstance(own, str) else ' '.join(own)}".strip(),
+                # A network that swallows everything is a lost connection too.
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 1000 * CONNECT_S,
+            },
+            pool_pre_ping=True,  # the server may have been restarted since
+            pool_size=20,
+            max_overflow=20,
+            pool_timeout=BUSY_TIMEOUT_S,
+            hide_parameters=True,
+        )
+    except ModuleNotFoundError:
+        raise SettingsError(
+            "DATABASE_URL names PostgreSQL: install its driver: pip install -e '.[postgresql]'"
+        ) from None
+
+
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        try:
-            return create_engine(
-                parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, hide_parameters=True
-            )
-        except ModuleNotFoundError:
-            raise SettingsError(
-                "DATABASE_URL names PostgreSQL: install its driver: pip install -e '.[postgresql]'"
-            ) from None
+        return _postgresql(parsed)
     if not parsed.database:
         raise SettingsError("DATABASE_URL must name a SQLite file, for example sqlite:///data/study.db")
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,8 @@ def alone(connection: Connection) -> None:
     On SQLite whoever has begun to write is alone anyway.
     """
     if connection.dialect.name == "postgresql":
+        for limit in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute(text(f"SET LOCAL {limit} = 0"))  # those are for what a participant waits for
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
