@@ -18,7 +18,7 @@ from app.settings import SettingsError
 # How long a writer waits for the lock before the participant is told to try again. Bounded well below a browser's
 # patience, because whoever waits holds one of the server's 40 threads, and pages need those too.
 BUSY_TIMEOUT_S = 5.0
-# On PostgreSQL, for the same reason: until a server answers, for a statement, and how long a transaction may do nothing.
+# On PostgreSQL, for the same reason: for the server's answer, a statement, a transaction that does nothing.
 CONNECT_S = 5
 STATEMENT_S = 30.0
 IDLE_S = 60.0
@@ -184,7 +184,7 @@ def _pragma(connection: Connection, pragma: str) -> list[Any]:
 
 
 def _postgresql(url: URL) -> Engine:
-    """An engine whose every wait ends: for a server, a connection, a lock, a statement, a process that stands still."""
+    """An engine whose every wait ends: for the server, a connection, a lock, a statement."""
     limits = {
         "lock_timeout": BUSY_TIMEOUT_S,
         "statement_timeout": STATEMENT_S,

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from jinja2 import StrictUndefined
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -94,7 +94,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(OperationalError, _busy)
+    # What a database says that is busy, full or away. PostgreSQL says InternalError where a transaction was ended
+    # for doing nothing, InterfaceError on a lost connection; the pool says TimeoutError where all are in use.
+    for error in (OperationalError, InternalError, InterfaceError, TimeoutError):
+        app.add_exception_handler(error, _busy)
     app.add_exception_handler(Exception, _failed)
     return app
 

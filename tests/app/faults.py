@@ -276,7 +276,7 @@ def _key(answer: Answered) -> tuple[Any, ...]:
 
 
 class Locker:
-    """Another process that holds what a writer needs: SQLite's write lock, or the rows of all participants.
+    """Another process that holds what a writer needs: SQLite's write lock, or PostgreSQL's tables of answers.
 
     It is ready once it is made, and holds it while its block lasts.
     """
@@ -287,11 +287,17 @@ class Locker:
             "with connected(sys.argv[1]) as c:\n"
             "    sqlite = c.dialect.name == 'sqlite'; print('ready', flush=True); sys.stdin.readline()\n"
             "    if sqlite: c.connection.driver_connection.execute('PRAGMA busy_timeout = 60000')\n"
-            "    c.execute(text('BEGIN IMMEDIATE' if sqlite else 'SELECT id FROM participants FOR UPDATE'))\n"
+            "    c.execute(text('BEGIN IMMEDIATE' if sqlite else sys.argv[2]))\n"
             "    print('locked', flush=True); sys.stdin.read(); c.rollback()"
         )
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program, database_url],
+            [
+                sys.executable,
+                "-c",
+                program,
+                database_url,
+                "LOCK TABLE responses, judgments IN EXCLUSIVE MODE",
+            ],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
