@@ -27,8 +27,10 @@ FEW_FILES = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (350, 350)); app
 
 @contextmanager
 def changed(folder: Path, pack: Pack, change: str) -> Iterator[KillableServer]:
+    """On SQLite alone: none of this gets as far as the database."""
     program = ("-c", SERVE.format(change=change))
-    with killable(installation(folder, pack), folder / "server.log", program) as server:
+    settings = installation(folder, pack, f"sqlite:///{folder / 'study.db'}")
+    with killable(settings, folder / "server.log", program) as server:
         yield server
 
 
