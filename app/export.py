@@ -23,10 +23,10 @@ def responses_csv(selected: Selected, db: Db, memory: Mem) -> StreamingResponse:
     """The answered trials, one row each."""
     with db.read() as session:  # one, so that the rows and who is excluded are of the same instant
         study, data = select_study(session, selected)
+        record_download(db, Event.EXPORTED, study, data, "responses.csv", now())
         with memory.lock:
             people = progress.monitor(session, study, definitions.of(study), data, memory)
         file = _written(tables.responses_csv(session, study, data, people.excluded_pseudonyms))
-    record_download(db, Event.EXPORTED, study, data, "responses.csv", now())
     name = f"{study.slug}-{study.version}-{data}.csv"
     return _download(file, "text/csv; charset=utf-8", name)
 
@@ -38,9 +38,9 @@ def export_zip(
     """Data, codebook, study, packs, results and scripts; with comments and recruiters' ids only on request."""
     with db.read() as session:
         found = shown(session, db, *select_study(session, selected), memory)
-        file = bundle.zipped(session, found, comments=comments, recruiter_ids=recruiter_ids)
-    more = {"comments": comments, "recruiter_ids": recruiter_ids}
-    record_download(db, Event.EXPORTED, found.study, found.data, "export.zip", now(), **more)
+        more = {"comments": comments, "recruiter_ids": recruiter_ids}
+        record_download(db, Event.EXPORTED, found.study, found.data, "export.zip", now(), **more)
+        file = bundle.zipped(session, found, **more)
     return _download(file, "application/zip", bundle.file_name(found))
 
 

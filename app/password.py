@@ -30,7 +30,7 @@ TRIES_PER_S = 1 / 30
 FREE_REFUSALS = 10
 COUNTED_FOR = timedelta(hours=1)
 LONGEST_WAIT_S = 60
-# Comparing takes a core's 50 ms or so and 64 MiB: one at a time, few in line, and participants' pages are served.
+# Comparing takes a core's 100 to 300 ms and 64 MiB: one at a time, few in line, so that participants are served.
 IN_LINE = 3
 
 _hasher = PasswordHasher()  # Argon2id with the parameters of RFC 9106 for little memory

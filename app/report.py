@@ -42,8 +42,8 @@ def report(selected: Selected, db: Db, memory: Mem, comments: bool = False) -> R
     """The report as a file; with participants' comments only on request."""
     with db.read() as session:
         found = showing.shown(session, db, *showing.select_study(session, selected), memory)
+        record_download(db, Event.REPORTED, found.study, found.data, "report.html", now(), comments=comments)
         html = render_report(session, found, comments)
-    record_download(db, Event.REPORTED, found.study, found.data, "report.html", now(), comments=comments)
     name = f"{found.study.slug}-{found.study.version}-{found.data}.html"
     return Response(
         html,
