@@ -1,6 +1,7 @@
 """The researcher's pages, and the results as JSON."""
 
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import Literal
 
 from fastapi import APIRouter, Depends, Request
@@ -69,19 +70,22 @@ def dashboard(
     with db.read() as session:
         found = shown(session, db, *select_study(session, selected), memory)
         drawn = sheet(session, found)
+        comments, written = results.comments(session, found, None if show else LATEST)
         versions = session.scalars(
             select(Study)
             .where(Study.slug == selected.slug)
             .order_by(Study.activated_at.desc(), Study.id.desc())
         ).all()
         kinds = progress.kinds(session, found.study)
-    latest = sorted(found.progress, key=lambda p: (p.last_seen_at, p.number), reverse=True)
+    listed = len(found.progress) if show else LATEST
+    latest = nlargest(listed, found.progress, key=lambda p: (p.last_seen_at, p.number))
     return render(
         request,
         "results.html",
         sheet=drawn,
-        shown=latest if show else latest[:LATEST],
-        comments=found.comments if show else found.comments[:LATEST],
+        shown=latest,
+        comments=comments,
+        written=written,
         versions=versions,
         kinds=kinds,
         picture="/stimuli/{}.png".format,

@@ -1,24 +1,25 @@
 """Participants' answers as columns, read once: what has been read of somebody is kept until their row changes.
 
-Every answer, comment, end and withdrawal changes the participant's row in the same transaction, so the rows
-say whose answers have to be read again; a page over 300,000 answers then reads some dozens.
+Every answer, end and withdrawal changes the participant's row in the same transaction, so the rows say whose answers
+have to be read again; a page over 300,000 answers then reads some dozens.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, Text, and_, case, func, or_, select
+import numpy.typing as npt
+from sqlalchemy import ColumnElement, Row, Text, and_, case, or_, select
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.orm import Session
 
 from app import outcomes
+from app.clusters import Floats, Ints
 from app.models import (
     NONE_PLAUSIBLE,
     CleanImage,
@@ -30,22 +31,22 @@ from app.models import (
     Trial,
 )
 from app.outcomes import NONE, NOT_ASKED, Mask, Scored
-from app.stats import Floats, Ints, Sample
 
 Data = Literal["real", "simulated"]
-Key = tuple[datetime, datetime | None]  # last seen, finished: changes with everything that a participant does
 
 # What the participant's page notes about an image (static/presentation.js) and is not as it should be.
 DISTURBANCES = ("image_retries", "hidden_times", "too_early", "held_keys")
-NAN = float("nan")
-CHUNK = 500  # participants read by name in one statement; more are read all at once
+UNDISTURBED: Mapping[str, int] = dict.fromkeys(DISTURBANCES, 0)
+CHUNK = 500  # participants whose answers are read by one statement
+VERDICTS = {None: NOT_ASKED, False: 0, True: 1}
+KEPT = 4  # study versions and kinds of participants whose answers a process keeps, the last ones asked about
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Answered main trials as columns of shape (answers,), by participant's number and position."""
+    """Answered main trials as columns of shape (answers,), by participant and position."""
 
-    participant: Ints  # Participant.number
+    participant: Ints  # place in the list that `columns` was given
     stimulus: Ints  # row in Stimuli
     rank: Ints  # 0, 1, ...: how many main trials came before it
     first: Ints  # coded as in outcomes
@@ -55,12 +56,6 @@ class Answers:
     label_ms: Floats  # NaN where it could not be measured
     verdict_ms: Floats
 
-    def __len__(self) -> int:
-        return self.participant.size
-
-    def where(self, mask: Mask) -> Answers:
-        return Answers(*(column[mask] for column in vars(self).values()))
-
 
 @dataclass(frozen=True)
 class Stimuli:
@@ -68,46 +63,65 @@ class Stimuli:
 
     labels: tuple[str, ...]
     row: dict[int, int]  # Stimulus.id -> row
+    clean: dict[int, str]  # CleanImage.id -> label
     sha256: tuple[str, ...]
     prediction: tuple[str, ...]
     probability: Floats  # the network's, of the target, in [0, 1]
     pack: Ints  # place in the study's packs
     model: tuple[str, ...]
     source_index: Ints
+    image: Ints  # 0, 1, ... for each source_index
     source: Ints
     target: Ints
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """One participant as read: counts over all trials, practice too, and the columns of Answers but the first."""
+    """One participant as read: counts over all trials, practice too, and the columns of Answers but the first.
 
-    key: Key
+    Who is read again becomes another object; some 2 kB for 30 answers.
+    """
+
     to_label: int
     labelled: int
     to_judge: int
     judged: int
     controls_right: int
-    disturbances: dict[str, int]  # how many answers had each of DISTURBANCES
-    ints: Ints  # shape (answers, 6)
+    disturbances: Mapping[str, int]  # how many answers had each of DISTURBANCES
+    ints: npt.NDArray[np.int32]  # shape (answers, 6)
     floats: Floats  # shape (answers, 2)
 
 
 @dataclass
 class Memory:
-    """What one server process has read and worked out; without one everything is read for each request."""
+    """What one server process has read and worked out; without one everything is read for each request.
+
+    What is kept under a name goes when its study has not been asked about for longest, of more than KEPT.
+    """
 
     lock: threading.RLock = field(default_factory=threading.RLock)
-    seen: dict[tuple[int, Data], dict[int, Seen]] = field(default_factory=dict)
+    kept: dict[tuple[int, Data], dict[Hashable, Any]] = field(default_factory=dict)
     stimuli: dict[int, Stimuli] = field(default_factory=dict)
-    kept: dict[Hashable, tuple[Hashable, Any]] = field(default_factory=dict)  # name -> (version, value)
 
-    def get(self, name: Hashable, version: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gave for this version of the data; one version of each name is kept."""
-        found = self.kept.get(name)
-        if found is None or found[0] != version:
-            found = self.kept[name] = (version, make())
-        return found[1]
+    def about(self, study: Study, data: Data) -> dict[Hashable, Any]:
+        """What is kept about these participants; call it holding `lock`."""
+        found = self.kept.pop((study.id, data), {})
+        self.kept[study.id, data] = found  # the last one asked about is the last
+        while len(self.kept) > KEPT:
+            del self.kept[next(iter(self.kept))]
+        return found
+
+    def forget(self, study: Study, data: Data) -> None:
+        """Read and work out everything about these participants anew, next time."""
+        self.kept.pop((study.id, data), None)
+
+
+def get(kept: dict[Hashable, Any], name: Hashable, version: Hashable, make: Callable[[], Any]) -> Any:
+    """What `make` gave for this version of the data; one version of each name is kept."""
+    found = kept.get(name)
+    if found is None or found[0] != version:
+        found = kept[name] = (version, make())
+    return found[1]
 
 
 def belonging(study: Study, data: Data) -> tuple[ColumnElement[bool], ...]:
@@ -122,25 +136,14 @@ def stimuli_of(session: Session, study: Study, memory: Memory) -> Stimuli:
     return memory.stimuli[study.id]
 
 
-def seen(session: Session, study: Study, data: Data, keys: dict[int, Key], memory: Memory) -> dict[int, Seen]:
-    """Participant.id -> what was read of them, of those in `keys`; call it holding `memory.lock`."""
-    known = memory.seen.get((study.id, data), {})
-    now = {id_: known[id_] for id_, key in keys.items() if id_ in known and known[id_].key == key}
-    changed = {id_: key for id_, key in keys.items() if id_ not in now}
-    if changed:
-        now |= _read(session, study, data, changed, stimuli_of(session, study, memory))
-    memory.seen[study.id, data] = now
-    return now
-
-
-def columns(people: Iterable[tuple[int, Seen]]) -> Answers:
-    """The answers of (Participant.number, what was read) in that order."""
-    people = list(people)
-    ints = np.concatenate([np.empty((0, 6), np.int64), *(s.ints for _, s in people)])
-    floats = np.concatenate([np.empty((0, 2)), *(s.floats for _, s in people)])
-    numbers = np.array([number for number, _ in people], np.int64)
-    lengths = np.array([len(s.ints) for _, s in people], np.int64)
-    return Answers(np.repeat(numbers, lengths), *ints.T.copy(), *floats.T.copy())
+def columns(people: Sequence[Seen]) -> Answers:
+    """The answers of these participants, in that order."""
+    ints = np.concatenate([np.empty((0, 6), np.int32), *(own.ints for own in people)])
+    floats = np.concatenate([np.empty((0, 2)), *(own.floats for own in people)])
+    lengths = np.array([len(own.ints) for own in people], np.int64)
+    return Answers(
+        np.repeat(np.arange(len(people)), lengths), *ints.T.astype(np.int64), *np.ascontiguousarray(floats.T)
+    )
 
 
 def _read_stimuli(session: Session, study: Study) -> Stimuli:
@@ -163,136 +166,146 @@ def _read_stimuli(session: Session, study: Study) -> Stimuli:
         .where(Stimulus.pack_id.in_(list(place)))
         .order_by(Stimulus.id)
     ).all()
+    clean = session.execute(
+        select(CleanImage.id, CleanImage.source_label).where(CleanImage.pack_id.in_(list(place)))
+    )
+    source_index = np.array([row.source_index for row in rows], np.int64)
     return Stimuli(
         labels=labels,
         row={row.id: i for i, row in enumerate(rows)},
+        clean={id_: label for id_, label in clean},
         sha256=tuple(row.sha256 for row in rows),
         prediction=tuple(row.prediction for row in rows),
         probability=np.array([row.target_probability for row in rows], np.float64),
         pack=np.array([place[row.pack_id] for row in rows], np.int64),
         model=tuple(row.model for row in rows),
-        source_index=np.array([row.source_index for row in rows], np.int64),
+        source_index=source_index,
+        image=np.unique(source_index, return_inverse=True)[1].astype(np.int64),
         source=np.array([code[row.source_label] for row in rows], np.int64),
         target=np.array([code[row.target_label] for row in rows], np.int64),
     )
 
 
-def _read(
-    session: Session, study: Study, data: Data, changed: dict[int, Key], stimuli: Stimuli
-) -> dict[int, Seen]:
-    whose = list(belonging(study, data))
-    if len(changed) <= CHUNK:  # else, as the first time, reading everybody is quicker than naming them
-        whose.append(Participant.id.in_(sorted(changed)))
-    code: dict[str | None, int] = {label: i for i, label in enumerate(stimuli.labels)}
-    code |= {NONE_PLAUSIBLE: NONE, None: NOT_ASKED}
-    ints: dict[int, list[tuple[int, ...]]] = {}
-    floats: dict[int, list[tuple[float, float]]] = {}
+def read(session: Session, ids: Sequence[int], stimuli: Stimuli) -> Iterator[tuple[int, Seen]]:
+    """(Participant.id, what is stored of them) of each of `ids`, some of whom may have no trials."""
+    ids = sorted(ids)
+    for start in range(0, len(ids), CHUNK):
+        chunk = ids[start : start + CHUNK]
+        yield from _read(session, chunk, stimuli)
+
+
+def _read(session: Session, ids: list[int], stimuli: Stimuli) -> Iterator[tuple[int, Seen]]:
     rows = session.execute(
         select(
             Trial.participant_id,
+            Trial.kind,
             Trial.stimulus_id,
+            Trial.clean_image_id,
+            Trial.placebo_label,
+            Trial.judging_order,
             Response.label,
             Response.runner_up,
-            Trial.placebo_label,
-            Judgment.plausible,
             Response.rt_ms,
+            _noted(Response),
+            Judgment.plausible,
             Judgment.rt_ms,
+            _noted(Judgment),
         )
-        .select_from(Participant)
-        .join(Trial, Trial.participant_id == Participant.id)
-        .join(Response, Response.trial_id == Trial.id)
+        .outerjoin(Response, Response.trial_id == Trial.id)
         .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-        .where(*whose, Trial.kind == "main", Trial.stimulus_id.is_not(None))
+        .where(Trial.participant_id.in_(ids))
         .order_by(Trial.participant_id, Trial.position)
-    )
-    for who, stimulus, label, runner_up, placebo, plausible, label_ms, verdict_ms in rows:
-        own = ints.setdefault(who, [])
-        verdict = NOT_ASKED if plausible is None else int(plausible)
-        # Images are labelled in the order of the trials, so a trial's rank among the answered is its rank of all.
-        own.append(
-            (
-                stimuli.row[cast("int", stimulus)],
-                len(own),
-                code[label],
-                code[runner_up],
-                code[placebo],
-                verdict,
-            )
-        )
-        times = (NAN if label_ms is None else label_ms, NAN if verdict_ms is None else verdict_ms)
-        floats.setdefault(who, []).append(times)
-    counts = {row[0]: row[1:] for row in session.execute(_counts(whose))}
-    disturbed = _disturbed(session, whose)
+    ).all()
     found: dict[int, Seen] = {}
-    for id_, key in changed.items():
-        to_label, labelled, to_judge, judged, right = counts.get(id_, (0, 0, 0, 0, 0))
-        found[id_] = Seen(
-            key=key,
-            to_label=to_label,
-            labelled=labelled,
-            to_judge=to_judge,
-            judged=judged,
-            controls_right=right or 0,
-            disturbances=disturbed.get(id_, dict.fromkeys(DISTURBANCES, 0)),
-            ints=np.array(ints.get(id_, []), np.int64).reshape(-1, 6),
-            floats=np.array(floats.get(id_, []), np.float64).reshape(-1, 2),
+    if rows:
+        found = _seen(rows, stimuli)
+    nothing = Seen(0, 0, 0, 0, 0, UNDISTURBED, np.empty((0, 6), np.int32), np.empty((0, 2)))
+    return ((id_, found.get(id_, nothing)) for id_ in ids)
+
+
+def _seen(rows: Sequence[Row[*tuple[Any, ...]]], stimuli: Stimuli) -> dict[int, Seen]:
+    """Participant.id -> what these trials say, which are in the order of participant and position; of one at least."""
+    (who, kind, stimulus, clean, placebo, order, label, second, label_ms, at_labels, verdict, verdict_ms, at_verdicts) = (
+        zip(*rows, strict=True)
+    )
+    code: dict[str | None, int] = {name: i for i, name in enumerate(stimuli.labels)}
+    code |= {NONE_PLAUSIBLE: NONE, None: NOT_ASKED}
+    first = _coded(label, code)
+    people = np.array(who, np.int64)
+    starts = np.flatnonzero(np.diff(people, prepend=people[0] - 1))
+    answered = np.fromiter((name is not None for name in label), np.bool_, len(rows))
+    main = answered & np.fromiter((k == "main" and s is not None for k, s in zip(kind, stimulus, strict=True)), np.bool_, len(rows))
+    places = np.zeros(len(rows), np.int32)
+    places[main] = np.fromiter((stimuli.row[s] for s, m in zip(stimulus, main.tolist(), strict=True) if m), np.int32)
+    before = np.cumsum(main) - main
+    # Images are labelled in the order of the trials, so a trial's rank among the answered is its rank of all.
+    rank = before - np.repeat(before[starts], np.diff(starts, append=len(rows)))
+    ints = np.stack([places, rank, first, _coded(second, code), _coded(placebo, code), _coded(verdict, VERDICTS)], axis=1).astype(np.int32)
+    floats = np.stack([np.array(ms, np.float64) for ms in (label_ms, verdict_ms)], axis=1)  # None becomes NaN
+    right = np.fromiter(
+        (k == "control" and name is not None and name == stimuli.clean.get(c) for k, name, c in zip(kind, label, clean, strict=True)),
+        np.bool_, len(rows),
+    )
+    counts = np.stack(
+        [
+            np.ones(len(rows), np.int64),
+            answered,
+            np.fromiter((o is not None for o in order), np.bool_, len(rows)),
+            np.fromiter((v is not None for v in verdict), np.bool_, len(rows)),
+            right,
+        ],
+        axis=1,
+    )
+    summed = np.add.reduceat(counts.astype(np.int64), starts, axis=0).tolist()
+    disturbances = _disturbances(who, (at_labels, at_verdicts))
+    found = {}
+    for start, end, own in zip(starts.tolist(), [*starts.tolist()[1:], len(rows)], summed, strict=True):
+        its = main[start:end]
+        found[who[start]] = Seen(
+            *own,
+            disturbances=disturbances.get(who[start], UNDISTURBED),
+            ints=ints[start:end][its],  # a copy, so that nothing keeps the whole
+            floats=floats[start:end][its],
         )
     return found
 
 
-def _counts(whose: Sequence[ColumnElement[bool]]) -> Select[*tuple[Any, ...]]:
-    right = and_(Trial.kind == "control", Response.label == CleanImage.source_label)
-    return (
-        select(
-            Trial.participant_id,
-            func.count(),
-            func.count(Response.trial_id),
-            func.count(Trial.judging_order),
-            func.count(Judgment.trial_id),
-            func.sum(case((right, 1), else_=0)),
+def _coded(values: Sequence[Any], code: Mapping[Any, int]) -> Ints:
+    return np.fromiter((code[value] for value in values), np.int64, len(values))
+
+
+def _noted(table: type[Response] | type[Judgment]) -> ColumnElement[str | None]:
+    """What the page noted with an answer, as text, where one of DISTURBANCES may be more than 0."""
+    text = sql_cast(table.display, Text)
+    # Most answers have nothing to tell; the text says so without being read, where it has the name just once:
+    # twice, and the 0 may be that of another key that looks alike, of an inner object's for one.
+    noted = or_(
+        *(
+            and_(
+                text.contains(f'"{n}"'),
+                or_(
+                    ~or_(*(text.contains(f'"{n}": 0{end}') for end in (",", "}"))),
+                    text.like(f'%"{n}"%"{n}"%'),
+                ),
+            )
+            for n in DISTURBANCES
         )
-        .select_from(Participant)
-        .join(Trial, Trial.participant_id == Participant.id)
-        .outerjoin(Response, Response.trial_id == Trial.id)
-        .outerjoin(Judgment, Judgment.trial_id == Trial.id)
-        .outerjoin(CleanImage, CleanImage.id == Trial.clean_image_id)
-        .where(*whose)
-        .group_by(Trial.participant_id)
     )
+    return case((noted, text))
 
 
-def _disturbed(session: Session, whose: Sequence[ColumnElement[bool]]) -> dict[int, dict[str, int]]:
+def _disturbances(who: Sequence[int], notes: Iterable[Sequence[str | None]]) -> dict[int, dict[str, int]]:
     """Participant.id -> in how many answers each of DISTURBANCES was noted; who had none is left out."""
     found: dict[int, dict[str, int]] = {}
-    for table in (Response, Judgment):
-        text = sql_cast(table.display, Text)
-        # Most answers have nothing to tell; the text says so without being read, where it has the name just once:
-        # twice, and the 0 may be that of another key that looks alike, of an inner object's for one.
-        noted = or_(
-            *(
-                and_(
-                    text.contains(f'"{n}"'),
-                    or_(
-                        ~or_(*(text.contains(f'"{n}": 0{end}') for end in (",", "}"))),
-                        text.like(f'%"{n}"%"{n}"%'),
-                    ),
-                )
-                for n in DISTURBANCES
-            )
-        )
-        for who, written in session.execute(
-            select(Trial.participant_id, text)
-            .select_from(Participant)
-            .join(Trial, Trial.participant_id == Participant.id)
-            .join(table, table.trial_id == Trial.id)
-            .where(*whose, noted)
-        ):
+    for column in notes:
+        for id_, written in zip(who, column, strict=True):
+            if written is None:
+                continue
             display = json.loads(written)
             for name in DISTURBANCES:
                 value = display.get(name)
                 if isinstance(value, int | float) and value > 0:  # what a client sends may be anything
-                    own = found.setdefault(who, dict.fromkeys(DISTURBANCES, 0))
-                    own[name] += 1
+                    found.setdefault(id_, dict(UNDISTURBED))[name] += 1
     return found
 
 
@@ -303,27 +316,21 @@ class ScoredAnswers:
     answers: Answers
     pack: Ints  # place in the study's packs
     model: Ints  # place in the list of models that `scored` was given
-    source_index: Ints
+    image: Ints  # as in Stimuli
     source: Ints
     target: Ints
     outcomes: dict[str, Scored]
 
     def where(self, mask: Mask) -> ScoredAnswers:
         return ScoredAnswers(
-            answers=self.answers.where(mask),
+            answers=Answers(*(column[mask] for column in vars(self.answers).values())),
             pack=self.pack[mask],
             model=self.model[mask],
-            source_index=self.source_index[mask],
+            image=self.image[mask],
             source=self.source[mask],
             target=self.target[mask],
             outcomes={name: Scored(o.hit[mask], o.counted[mask]) for name, o in self.outcomes.items()},
         )
-
-    def sample(self, outcome: str, mask: Mask | None = None) -> Sample:
-        """The answers, of `mask` or all, that count for the outcome; clusters are participant and source image."""
-        hit, counted = self.outcomes[outcome].hit, self.outcomes[outcome].counted
-        chosen = counted if mask is None else counted & mask
-        return Sample.of_answers(self.answers.participant[chosen], self.source_index[chosen], hit[chosen])
 
 
 def scored(answers: Answers, stimuli: Stimuli, models: Sequence[str]) -> ScoredAnswers:
@@ -335,7 +342,7 @@ def scored(answers: Answers, stimuli: Stimuli, models: Sequence[str]) -> ScoredA
         answers=answers,
         pack=stimuli.pack[answers.stimulus],
         model=model_of[answers.stimulus],
-        source_index=stimuli.source_index[answers.stimulus],
+        image=stimuli.image[answers.stimulus],
         source=source,
         target=target,
         outcomes=outcomes.score(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from app.stats import Ints
+from app.clusters import Ints
 
 NONE = -1  # "none is plausible"
 NOT_ASKED = -2  # no answer to this question: it is not asked, or not yet

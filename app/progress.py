@@ -1,22 +1,24 @@
 """Who is where in a study, and whom its rules exclude: what the results and the researcher's monitor stand on."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
+from functools import cached_property
 from statistics import median
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, select
+from sqlalchemy import ColumnElement, Row, Text, cast, select
 from sqlalchemy.orm import Session
 
 from app import observations
 from app.definition import Definition
 from app.enrollment import ABANDONED_AFTER
 from app.models import Participant, Study
-from app.observations import DISTURBANCES, Answers, Data, Memory
+from app.observations import DISTURBANCES, UNDISTURBED, Data, Memory, Seen, Stimuli
 from app.participation import State, state_of
+
+CHUNK = 500  # participants read by one statement
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Progress:
     label_ms: float | None  # median time to label a main image
     unmeasured: int  # main labels without a time
     controls_right: int  # control images read as what they are
-    disturbances: dict[str, int]  # how many answers had each of DISTURBANCES
+    disturbances: Mapping[str, int]  # how many answers had each of DISTURBANCES
 
     @property
     def minutes(self) -> float:
@@ -47,35 +49,87 @@ class Progress:
         return self.state not in ("finished", "withdrawn") and now - self.last_seen_at > ABANDONED_AFTER
 
 
+Mark = tuple[int, int, str, str, str | None, str | None]
+"""A participant's id, number and name, and when they were last seen, finished and withdrew, as the database has it."""
+
+
 @dataclass(frozen=True)
+class Person:
+    """One participant as read when their row had this mark; `seen` is None once they have withdrawn."""
+
+    mark: Mark
+    row: Progress
+    seen: Seen | None
+
+
+@dataclass(frozen=True, eq=False)
 class Monitor:
-    """Every participant of one study version, in the order of arrival, and the answers of those still in it."""
+    """Every participant of one study version, in the order of arrival. It never changes: what changes makes another."""
 
-    rows: list[Progress]
-    answers: Answers
-    version: tuple[object, ...]  # changes whenever anything that a participant did does
+    marks: list[Mark]
+    people: dict[int, Person]  # by Participant.id
 
-    def count(self, state: str) -> int:
-        return sum(row.state == state for row in self.rows)
+    @cached_property
+    def rows(self) -> list[Progress]:
+        return [person.row for person in self.people.values()]
 
-    @property
+    @cached_property
+    def seen(self) -> dict[int, Seen]:
+        """What was read of those who have not withdrawn, by number."""
+        return {person.row.number: person.seen for person in self.people.values() if person.seen}
+
+    @cached_property
+    def included(self) -> dict[int, Seen]:
+        """Of those, whom no rule excludes: whose answers count."""
+        return {number: own for number, own in self.seen.items() if number not in self.excluded}
+
+    @cached_property
+    def responses(self) -> int:
+        """Answered main trials."""
+        return sum(len(own.ints) for own in self.seen.values())
+
+    @cached_property
+    def states(self) -> Counter[State]:
+        return Counter(row.state for row in self.rows)
+
+    @cached_property
     def excluded(self) -> frozenset[int]:
         """Numbers of those whom a rule excludes."""
         return frozenset(row.number for row in self.rows if row.excluded)
 
-    @property
-    def complete(self) -> list[int]:
-        """Numbers of those who finished and are not excluded, in the order in which they finished."""
+    @cached_property
+    def complete(self) -> dict[int, Seen]:
+        """Those who finished and are not excluded, by number, in the order in which they finished."""
         ends = [
             (row.finished_at, row.number)
             for row in self.rows
             if row.finished_at and row.state == "finished" and not row.excluded
         ]
-        return [number for _, number in sorted(ends)]
+        return {number: self.seen[number] for _, number in sorted(ends)}
 
-    @property
+    @cached_property
     def excluded_pseudonyms(self) -> frozenset[str]:
         return frozenset(row.pseudonym for row in self.rows if row.excluded)
+
+    @cached_property
+    def unfinished(self) -> list[Progress]:
+        return [row for row in self.rows if row.state not in ("finished", "withdrawn")]
+
+    @cached_property
+    def still(self) -> dict[str, Any]:
+        """What of the summary does not change with time alone."""
+        minutes = [row.minutes for row in self.rows if row.state == "finished"]
+        disturbed = Counter[str]()
+        for row in self.rows:
+            if row.disturbances is not UNDISTURBED:
+                disturbed.update(row.disturbances)
+        return {
+            "median_minutes": median(minutes) if minutes else None,
+            "longest_minutes": max(minutes, default=None),
+            "excluded": dict(sorted(Counter(row.excluded for row in self.rows if row.excluded).items())),
+            "disturbed": {name: disturbed[name] for name in DISTURBANCES},
+            "unmeasured": sum(row.unmeasured for row in self.rows),
+        }
 
 
 @dataclass(frozen=True)
@@ -94,17 +148,12 @@ class Summary:
 
 def summary(people: Monitor, now: datetime) -> Summary:
     """What the monitor says in numbers at the instant `now`."""
-    minutes = [row.minutes for row in people.rows if row.state == "finished"]
-    gone = Counter(row.state for row in people.rows if row.gone(now))
+    gone = Counter(row.state for row in people.unfinished if row.gone(now))
     return Summary(
         at=now,
-        active=sum(row.state not in ("finished", "withdrawn") and not row.gone(now) for row in people.rows),
+        active=len(people.unfinished) - gone.total(),
         dropouts={state: gone[state] for state in ("labelling", "judging", "commenting")},
-        median_minutes=median(minutes) if minutes else None,
-        longest_minutes=max(minutes, default=None),
-        excluded=dict(sorted(Counter(row.excluded for row in people.rows if row.excluded).items())),
-        disturbed={name: sum(row.disturbances[name] for row in people.rows) for name in DISTURBANCES},
-        unmeasured=sum(row.unmeasured for row in people.rows),
+        **people.still,
     )
 
 
@@ -130,73 +179,84 @@ def taking_part(study: Study, data: Data) -> tuple[ColumnElement[bool], ...]:
 def monitor(
     session: Session, study: Study, definition: Definition, data: Data, memory: Memory | None = None
 ) -> Monitor:
-    """Where everybody is; the rules are applied once a session is finished. Call it holding `memory.lock`."""
+    """Where everybody is; the rules are applied once a session is finished. Call it holding `memory.lock`.
+
+    Whose row has another mark than before is read again, and nobody else.
+    """
     memory = memory or Memory()
-    people = session.execute(
+    kept = memory.about(study, data)
+    marks = _marks(session, study, data)
+    before: Monitor | None = kept.get("monitor")
+    if before and before.marks == marks:
+        return before
+    known = before.people if before else {}
+    changed = [mark[0] for mark in marks if mark[0] not in known or known[mark[0]].mark != mark]
+    stimuli = observations.stimuli_of(session, study, memory)
+    now = {person.mark[0]: person for person in _read(session, definition, changed, marks, stimuli)}
+    found = Monitor(marks, {mark[0]: now.get(mark[0]) or known[mark[0]] for mark in marks})
+    kept["monitor"] = found
+    return found
+
+
+def _marks(session: Session, study: Study, data: Data) -> list[Mark]:
+    """Everybody's mark, in the order of arrival; instants stay text, as making times of thousands takes long."""
+    rows = session.execute(
         select(
             Participant.id,
             Participant.number,
             Participant.pseudonym,
-            Participant.consented_at,
-            Participant.last_seen_at,
-            Participant.finished_at,
-            Participant.withdrawn_at,
+            cast(Participant.last_seen_at, Text),
+            cast(Participant.finished_at, Text),
+            cast(Participant.withdrawn_at, Text),
         )
         .where(*observations.belonging(study, data))
         .order_by(Participant.number)
-    ).all()
-    version = tuple((p.id, p.last_seen_at, p.finished_at, p.withdrawn_at) for p in people)
-    found: Monitor = memory.get(
-        ("monitor", study.id, data),
-        version,
-        lambda: _monitor(session, study, definition, data, memory, people, version),
     )
-    return found
+    return [tuple(row) for row in rows]
 
 
-def _monitor(
-    session: Session,
-    study: Study,
-    definition: Definition,
-    data: Data,
-    memory: Memory,
-    people: Sequence[Row[*tuple[Any, ...]]],
-    version: tuple[object, ...],
-) -> Monitor:
-    keys = {p.id: (p.last_seen_at, p.finished_at) for p in people if not p.withdrawn_at}
-    seen = observations.seen(session, study, data, keys, memory)
-    rows: list[Progress] = []
-    for person in people:
-        own = seen.get(person.id)
-        counts = (own.to_label, own.labelled, own.to_judge, own.judged) if own else (0, 0, 0, 0)
-        state = state_of(bool(person.withdrawn_at), bool(person.finished_at), *counts)
-        excluded, label_ms, unmeasured = None, None, 0
-        if own:
-            excluded, label_ms, unmeasured = memory.get(
-                ("person", person.id), own.key, partial(_assess, definition, own)
-            )
-        rows.append(
-            Progress(
-                number=person.number,
-                pseudonym=person.pseudonym,
-                state=state,
-                answered=counts[1] + counts[3],
-                total=counts[0] + counts[2],
-                started_at=person.consented_at,
-                last_seen_at=person.last_seen_at,
-                finished_at=person.finished_at,
-                excluded=excluded if state == "finished" else None,
-                label_ms=label_ms,
-                unmeasured=unmeasured,
-                controls_right=own.controls_right if own else 0,
-                disturbances=own.disturbances if own else dict.fromkeys(DISTURBANCES, 0),
-            )
-        )
-    answers = observations.columns([(p.number, seen[p.id]) for p in people if p.id in seen])
-    return Monitor(rows, answers, version)
+def _read(
+    session: Session, definition: Definition, changed: Sequence[int], marks: Sequence[Mark], stimuli: Stimuli
+) -> Iterator[Person]:
+    mark_of = {mark[0]: mark for mark in marks}
+    seen = dict(observations.read(session, [i for i in changed if mark_of[i][-1] is None], stimuli))
+    for start in range(0, len(changed), CHUNK):
+        for person in session.execute(
+            select(
+                Participant.id,
+                Participant.number,
+                Participant.pseudonym,
+                Participant.consented_at,
+                Participant.last_seen_at,
+                Participant.finished_at,
+            ).where(Participant.id.in_(changed[start : start + CHUNK]))
+        ):
+            own = seen.get(person.id)
+            yield Person(mark_of[person.id], _progress(definition, person, own), own)
 
 
-def _assess(definition: Definition, own: observations.Seen) -> tuple[str | None, float | None, int]:
+def _progress(definition: Definition, person: Row[*tuple[Any, ...]], own: Seen | None) -> Progress:
+    counts = (own.to_label, own.labelled, own.to_judge, own.judged) if own else (0, 0, 0, 0)
+    state = state_of(own is None, bool(person.finished_at), *counts)
+    excluded, label_ms, unmeasured = _assess(definition, own) if own else (None, None, 0)
+    return Progress(
+        number=person.number,
+        pseudonym=person.pseudonym,
+        state=state,
+        answered=counts[1] + counts[3],
+        total=counts[0] + counts[2],
+        started_at=person.consented_at,
+        last_seen_at=person.last_seen_at,
+        finished_at=person.finished_at,
+        excluded=excluded if state == "finished" else None,
+        label_ms=label_ms,
+        unmeasured=unmeasured,
+        controls_right=own.controls_right if own else 0,
+        disturbances=own.disturbances if own else UNDISTURBED,
+    )
+
+
+def _assess(definition: Definition, own: Seen) -> tuple[str | None, float | None, int]:
     """What of the monitor hangs on the answers alone: exclusion, median time, labels without a time."""
     labels = own.ints[:, 2].tolist()
     times = [None if ms != ms else ms for ms in own.floats[:, 0].tolist()]

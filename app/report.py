@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import auth, showing
+from app import auth, results, showing
 from app.audit import Event, record_download
 from app.models import Image, Pack, StudyPack
 from app.results import Results
@@ -68,7 +68,7 @@ def render_report(session: Session, found: Results, comments: bool = False) -> s
         link=None,
         report=True,
         query=showing.query(found),
-        comments=found.comments if comments else [],
+        comments=results.comments(session, found)[0] if comments else [],
         **showing.WORDING,
     )
 

@@ -1,27 +1,30 @@
 """What a study shows: answers as columns, statistics from `stats`, one typed result for page, JSON and export."""
 
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from itertools import combinations
+from functools import partial
+from itertools import combinations, islice
+from typing import Any
 
-import numpy as np
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
-from app import observations, progress, stats
+from app import observations, progress, stats, tally
 from app.definition import Definition
+from app.differences import mean_difference, sign_flip
 from app.models import Comment, Participant, SeenLook, Study, Unmasking
-from app.observations import Data, Memory, ScoredAnswers
-from app.outcomes import COMPARED, OUTCOMES, PLACEBOS
+from app.observations import Data, Memory, Seen, get
+from app.outcomes import COMPARED
 from app.progress import Monitor, Summary, monitor, taking_part
-from app.stats import Rate, Sample
+from app.stats import Rate
+from app.tally import Frame, Running, Sums
 from app.views import Views, views
 from ml.pack import study_order
-
-NUMBERS = (*OUTCOMES, *PLACEBOS)
-"""Every rate of a model, in the order of the JSON."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,6 @@ class Results:
     packs: dict[str, PackResults]
     progress: list[progress.Progress]
     summary: Summary
-    comments: list[CommentView]  # the latest first
 
 
 def compute(
@@ -128,24 +130,11 @@ def compute(
     unmasking = session.get(Unmasking, (study.id, data == "simulated"))
     with memory.lock:
         people = monitor(session, study, definition, data, memory)
-        complete = people.complete
-        found = memory.get(
-            ("scored", study.id, data), people.version, lambda: _scored(session, study, people, memory)
-        )
-        made = memory.get(
-            ("looks", study.id, data), people.version, lambda: _looks(study, definition, found, complete)
-        )
-        looks = [_as_seen(look, seen.get(look.n)) for look in made]
-        masked = len(complete) < target and unmasking is None and not any(look.crossed for look in looks)
-        version = (people.version, masked)
-        packs = memory.get(
-            ("packs", study.id, data),
-            version,
-            lambda: _packs(session, study, definition, people, found, masked, memory),
-        )
-        comments = memory.get(
-            ("comments", study.id, data), version, lambda: _comments(session, study, data, masked)
-        )
+        kept = memory.about(study, data)
+        frames = _frames(session, study, definition, memory)
+        looks = [_as_seen(look, seen.get(look.n)) for look in _looks(definition, frames, people, kept)]
+        masked = len(people.complete) < target and unmasking is None and not any(look.crossed for look in looks)
+        packs = _packs(definition, frames, people, masked, kept)
     early = (
         unmasking is not None
         and unmasking.n < target
@@ -156,11 +145,11 @@ def compute(
         definition=definition,
         data=data,
         started=len(people.rows),
-        finished=people.count("finished"),
+        finished=people.states["finished"],
         excluded=len(people.excluded),
-        withdrawn=people.count("withdrawn"),
-        responses=len(people.answers),
-        included=len(complete),
+        withdrawn=people.states["withdrawn"],
+        responses=people.responses,
+        included=len(people.complete),
         labels=list(study.packs[0].pack.labels),
         masked=masked,
         unmasking=unmasking if early else None,
@@ -169,62 +158,88 @@ def compute(
         packs=packs,
         progress=people.rows,
         summary=progress.summary(people, now or datetime.now(UTC)),
-        comments=comments,
     )
 
 
-def _models(study: Study) -> list[str]:
-    return list(study_order(study.packs[0].pack.models))  # the same in all packs of a study
-
-
-def _scored(session: Session, study: Study, people: Monitor, memory: Memory) -> ScoredAnswers:
+def _frames(session: Session, study: Study, definition: Definition, memory: Memory) -> dict[str, Frame]:
+    """What each pack's answers are sorted by; `compared` are the outcomes that the study asks about."""
     stimuli = observations.stimuli_of(session, study, memory)
-    return observations.scored(people.answers, stimuli, _models(study))
+    return {
+        link.pack.name: Frame(
+            stimuli=stimuli,
+            pack=place,
+            models=list(study_order(link.pack.models)),  # the same in all packs of a study
+            outcome=definition.primary.outcome,
+            compared=[outcome for outcome in COMPARED if definition.asks(outcome)],
+            trials=definition.trials,
+        )
+        for place, link in enumerate(study.packs)
+    }
 
 
 def _packs(
-    session: Session,
-    study: Study,
-    definition: Definition,
-    people: Monitor,
-    found: ScoredAnswers,
-    masked: bool,
-    memory: Memory,
+    definition: Definition, frames: dict[str, Frame], people: Monitor, masked: bool, kept: dict[Hashable, Any]
 ) -> dict[str, PackResults]:
-    stimuli = observations.stimuli_of(session, study, memory)
-    models = _models(study)
-    included = ~np.isin(people.answers.participant, sorted(people.excluded))
-    done = np.isin(people.answers.participant, people.complete)
     packs: dict[str, PackResults] = {}
-    for place, link in enumerate(study.packs):
-        here = found.pack == place
-        counting = found.where(here & included)
-        packs[link.pack.name] = PackResults(
-            models={model: _all_rates(counting.where(counting.model == i)) for i, model in enumerate(models)},
-            together=_all_rates(counting),
-            comparisons=[]
-            if masked
-            else _comparisons(definition, link.pack.name, models, found.where(here & done)),
-            views=None
-            if masked
-            else views(counting, stimuli, models, definition.primary.outcome, definition.trials),
-        )
+    for name, frame in frames.items():
+        counting = _brought(kept, ("included", name), people.included, partial(tally.summed_rates, frame))
+        packs[name] = get(kept, ("rates", name), counting, partial(_rates, frame, counting.sums))
+        if not masked:
+            done = _brought(kept, ("complete", name), people.complete, partial(tally.summed_comparisons, frame))
+            packs[name] = replace(
+                packs[name],
+                comparisons=get(
+                    kept, ("comparisons", name), done, partial(_comparisons, definition, name, frame, done.sums)
+                ),
+                views=get(
+                    kept,
+                    ("views", name),
+                    counting,
+                    partial(views, frame, counting.sums, list(people.included.values())),
+                ),
+            )
     return packs if masked else _with_holm(packs)
 
 
-def _all_rates(found: ScoredAnswers) -> dict[str, Rate]:
-    return {name: stats.rate(found.sample(name)) for name in NUMBERS}
+def _brought(
+    kept: dict[Hashable, Any],
+    name: Hashable,
+    members: Mapping[int, Seen],
+    summed: Callable[[Sequence[Seen]], Sums],
+) -> Running:
+    found: Running = tally.brought(kept.get(name), members, summed)
+    kept[name] = found
+    return found
 
 
-def _looks(study: Study, definition: Definition, found: ScoredAnswers, complete: list[int]) -> list[Look]:
+def _rates(frame: Frame, sums: Sums) -> PackResults:
+    """What may be seen of a pack while the study is masked."""
+
+    def of(name: str, group: int) -> dict[str, Rate]:
+        by_outcome = tally.rates(sums, name)
+        return {o: stats.rate(groups[group]) for o, groups in zip(tally.NUMBERS, by_outcome, strict=True)}
+
+    models = {model: of("model", i) for i, model in enumerate(frame.models)}
+    return PackResults(models=models, together=of("together", 0), comparisons=[], views=None)
+
+
+def _looks(
+    definition: Definition, frames: dict[str, Frame], people: Monitor, kept: dict[Hashable, Any]
+) -> list[Look]:
     primary = definition.primary
-    place = [link.pack.name for link in study.packs].index(primary.pack)
+    frame = frames[primary.pack]
     looks = []
     for n, boundary in zip(definition.look_sizes, definition.look_boundaries, strict=True):
         comparison = None
-        if len(complete) >= n:
-            first = found.where(np.isin(found.answers.participant, complete[:n]) & (found.pack == place))
-            comparison = _compare(_models(study), first, primary.a, primary.b, primary.outcome, primary=True)
+        if len(people.complete) >= n:
+            first = dict(islice(people.complete.items(), n))
+            done = _brought(kept, ("first", n), first, partial(tally.summed_comparisons, frame))
+            comparison = get(
+                kept,
+                ("look", n),
+                done,
+                partial(_compare, frame, done.sums, primary.a, primary.b, primary.outcome, primary=True),
+            )
         looks.append(Look(n, boundary, comparison))
     return looks
 
@@ -233,43 +248,51 @@ def _as_seen(look: Look, seen: SeenLook | None) -> Look:
     if seen is None:
         return look
     then = Comparison(**seen.comparison)
-    return replace(look, found=then, seen_at=seen.at, still=look.found == then)
+    return replace(look, found=then, seen_at=seen.at, still=look.found is not None and _same(look.found, then))
 
 
-def _comparisons(
-    definition: Definition, pack: str, models: list[str], found: ScoredAnswers
-) -> list[Comparison]:
+def _same(now: Comparison, then: Comparison) -> bool:
+    """Whether two are of the same answers: other libraries may give another last digit."""
+    return all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15) if isinstance(a, float) and isinstance(b, float) else a == b
+        for a, b in zip(vars(now).values(), vars(then).values(), strict=True)
+    )
+
+
+def _comparisons(definition: Definition, pack: str, frame: Frame, sums: Sums) -> list[Comparison]:
     primary = definition.primary
-    asked = [outcome for outcome in COMPARED if definition.asks(outcome)]
-    pairs = list(combinations(models, 2))
+    pairs = list(combinations(frame.models, 2))
     if pack == primary.pack and (primary.b, primary.a) in pairs:  # the study file says which is a
         pairs[pairs.index((primary.b, primary.a))] = (primary.a, primary.b)
     planned = (primary.pack, primary.a, primary.b, primary.outcome)
     return [
-        _compare(models, found, a, b, outcome, primary=(pack, a, b, outcome) == planned)
+        _compare(frame, sums, a, b, outcome, primary=(pack, a, b, outcome) == planned)
         for a, b in pairs
-        for outcome in asked
+        for outcome in frame.compared
     ]
 
 
-def _compare(
-    models: list[str], found: ScoredAnswers, a: str, b: str, outcome: str, *, primary: bool
-) -> Comparison:
-    of_a, of_b = (found.sample(outcome, found.model == models.index(model)) for model in (a, b))
-    rates = _participants_rates(of_a, of_b)
-    differences = [x - y for x, y in rates]
-    difference, interval = stats.mean_difference(differences)
-    flip = stats.sign_flip(differences)
-    new_images = stats.new_images_test(of_a, of_b)
-    counts = int(of_a.count.sum()), int(of_a.n.sum()), int(of_b.count.sum()), int(of_b.n.sum())
+def _compare(frame: Frame, sums: Sums, a: str, b: str, outcome: str, *, primary: bool) -> Comparison:
+    """Two models, from the sums of `tally.summed_comparisons`."""
+    k, of_a, of_b = frame.compared.index(outcome), frame.models.index(a), frame.models.index(b)
+    clustered = tally.compared(sums, k, of_a, of_b)
+    rates = _participants_rates(sums, k, of_a, of_b)
+    people = sum(rates.values())
+    differences: Counter[Fraction] = Counter()
+    for (x, y), number in rates.items():
+        differences[x - y] += number
+    difference, interval = mean_difference(differences)
+    flip = sign_flip(differences)
+    new_images = stats.new_images_test(clustered)
+    counts = clustered.totals
     return Comparison(
         a=a,
         b=b,
         outcome=outcome,
         primary=primary,
-        participants=len(differences),
-        rate_a=float(sum(x for x, _ in rates) / len(rates)) if rates else None,
-        rate_b=float(sum(y for _, y in rates) / len(rates)) if rates else None,
+        participants=people,
+        rate_a=float(sum(x * number for (x, _), number in rates.items()) / people) if people else None,
+        rate_b=float(sum(y * number for (_, y), number in rates.items()) / people) if people else None,
         difference=difference,
         low=interval.low,
         high=interval.high,
@@ -285,19 +308,13 @@ def _compare(
     )
 
 
-def _participants_rates(a: Sample, b: Sample) -> list[tuple[Fraction, Fraction]]:
-    """The rate in `a` and the rate in `b` of every participant who has answers in both."""
-    size = int(max(a.participant.max(initial=0), b.participant.max(initial=0))) + 1
-    count_a, n_a, count_b, n_b = (
-        np.bincount(sample.participant, weights=column, minlength=size).astype(np.int64)
-        for sample in (a, b)
-        for column in (sample.count, sample.n)
-    )
-    both = (n_a > 0) & (n_b > 0)
-    table = np.stack([column[both] for column in (count_a, n_a, count_b, n_b)], axis=1)
-    kinds, kind = np.unique(table, axis=0, return_inverse=True)  # many participants, few different pairs
-    pairs = [(Fraction(x, n), Fraction(y, m)) for x, n, y, m in kinds.tolist()]
-    return [pairs[i] for i in kind.ravel().tolist()]
+def _participants_rates(sums: Sums, k: int, a: int, b: int) -> dict[tuple[Fraction, Fraction], int]:
+    """(rate in `a`, rate in `b`) -> participants who have answers in both, and these rates."""
+    found: Counter[tuple[Fraction, Fraction]] = Counter()
+    for (count, n, other, m), people in sums.kinds[k, min(a, b), max(a, b)].items():
+        pair = Fraction(count, n), Fraction(other, m)
+        found[pair if a < b else pair[::-1]] += people
+    return found
 
 
 def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:
@@ -313,18 +330,23 @@ def _with_holm(packs: dict[str, PackResults]) -> dict[str, PackResults]:
     }
 
 
-def _comments(session: Session, study: Study, data: Data, masked: bool) -> list[CommentView]:
+def comments(session: Session, found: Results, most: int | None = None) -> tuple[list[CommentView], int]:
+    """What was written, the latest first and not more than `most`, of `session`'s instant; and how many wrote."""
+    wrote = (*taking_part(found.study, found.data), Comment.text != "")
     rows = session.execute(
         select(Participant.pseudonym, Participant.grid_order, Comment.text)
         .join(Comment, Comment.participant_id == Participant.id)
-        .where(*taking_part(study, data), Comment.text != "")
+        .where(*wrote)
         .order_by(Comment.written_at.desc(), Participant.number.desc())
+        .limit(most)
     )
-    return [
+    shown = [
         CommentView(
             pseudonym,
             text,
-            [] if masked else [f"{chr(ord('A') + i)}: {name}" for i, name in enumerate(order)],
+            [] if found.masked else [f"{chr(ord('A') + i)}: {name}" for i, name in enumerate(order)],
         )
         for pseudonym, order, text in rows
     ]
+    number = select(func.count()).select_from(Comment).join(Participant, Comment.participant_id == Participant.id)
+    return shown, session.scalar(number.where(*wrote)) or 0

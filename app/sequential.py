@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 from scipy.special import ndtr, ndtri, roots_legendre
 
-from app.stats import Floats
+from app.clusters import Floats
 
 SMALLEST_STEP = 1e-5  # between information fractions; a finer one would need a larger grid than it is worth
 

@@ -3,14 +3,17 @@
 Rates and counts only: a p-value belongs to the comparisons that were planned.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from app import outcomes, stats
-from app.observations import ScoredAnswers, Stimuli
-from app.outcomes import COMPARED, COMPONENTS, NONE, NOT_ASKED, Mask
-from app.stats import Floats, Ints, Rate
+from app import stats, tally
+from app.clusters import Floats
+from app.observations import Seen, Stimuli, columns
+from app.outcomes import COMPARED, COMPONENTS, NOT_ASKED
+from app.stats import Rate
+from app.tally import Frame, Sums
 
 THIRDS = ("first third", "middle third", "last third")
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -59,46 +62,56 @@ class Views:
     images: list[ImageResult]
 
 
-def views(found: ScoredAnswers, stimuli: Stimuli, models: list[str], outcome: str, trials: int) -> Views:
-    """The views over one pack's answers, for the primary `outcome`.
-
-    `trials` is how many main trials a session has: its thirds are by a trial's place among them.
-    """
-    of_model = {model: found.where(found.model == i) for i, model in enumerate(models)}
+def views(frame: Frame, sums: Sums, people: Sequence[Seen]) -> Views:
+    """The views over one pack's answers, of which `sums` are the sums of `tally.summed_rates` over `people`."""
+    models, labels = frame.models, frame.stimuli.labels
+    thirds = _rates(sums, "third")
+    by_source, by_target = (_rates(sums, name)[0] for name in ("source", "target"))
+    label_ms, verdict_ms = _times(frame, people)
     return Views(
-        components={model: _components(own) for model, own in of_model.items()},
+        components={
+            model: dict(zip(COMPONENTS, own, strict=True))
+            for model, own in zip(models, sums.arrays["components"].tolist(), strict=True)
+        },
         thirds={
-            model: {
-                name: _by(own, np.minimum(own.answers.rank * 3 // trials, 2), 3, name) for name in COMPARED
-            }
-            for model, own in of_model.items()
+            model: {name: of[3 * i : 3 * i + 3] for name, of in zip(COMPARED, thirds, strict=True)}
+            for i, model in enumerate(models)
         },
-        by_source={
-            model: dict(zip(stimuli.labels, _by(own, own.source, len(stimuli.labels), outcome), strict=True))
-            for model, own in of_model.items()
+        by_source=_by_label(models, labels, by_source),
+        by_target=_by_label(models, labels, by_target),
+        pairs={
+            model: [[(count, n) for count, n in row] for row in table]
+            for model, table in zip(models, sums.arrays["pairs"].tolist(), strict=True)
         },
-        by_target={
-            model: dict(zip(stimuli.labels, _by(own, own.target, len(stimuli.labels), outcome), strict=True))
-            for model, own in of_model.items()
-        },
-        pairs={model: _pairs(own, len(stimuli.labels), outcome) for model, own in of_model.items()},
-        label_ms={model: times(own.answers.label_ms) for model, own in of_model.items()},
-        verdict_ms={
-            model: times(own.answers.verdict_ms[own.answers.verdict != NOT_ASKED])
-            for model, own in of_model.items()
-        },
-        images=_images(found, stimuli, outcome),
+        label_ms=label_ms,
+        verdict_ms=verdict_ms,
+        images=_images(frame.stimuli, sums),
     )
 
 
-def _components(found: ScoredAnswers) -> dict[str, int]:
-    parts = outcomes.components(found.answers.first, found.answers.second, found.source, found.target)
-    return {name: int(np.count_nonzero(parts[name])) for name in COMPONENTS}
+def _rates(sums: Sums, name: str) -> list[list[Rate]]:
+    return [[stats.rate(clustered) for clustered in of] for of in tally.rates(sums, name)]
 
 
-def _by(found: ScoredAnswers, group: Ints, groups: int, outcome: str) -> list[Rate]:
-    """The rate in each of the groups 0, 1, ...; `group` has shape (answers,)."""
-    return [stats.rate(found.sample(outcome, group == i)) for i in range(groups)]
+def _by_label(models: Sequence[str], labels: Sequence[str], rates: list[Rate]) -> dict[str, dict[str, Rate]]:
+    size = len(labels)
+    return {
+        model: dict(zip(labels, rates[i * size : (i + 1) * size], strict=True))
+        for i, model in enumerate(models)
+    }
+
+
+def _times(frame: Frame, people: Sequence[Seen]) -> tuple[dict[str, Times], dict[str, Times]]:
+    """How long labels and verdicts took, by model."""
+    answers = columns(people)
+    stimuli = frame.stimuli
+    labels, verdicts = {}, {}
+    for model in frame.models:
+        own = np.array([name == model for name in stimuli.model]) & (stimuli.pack == frame.pack)
+        mask = own[answers.stimulus]
+        labels[model] = times(answers.label_ms[mask])
+        verdicts[model] = times(answers.verdict_ms[mask & (answers.verdict != NOT_ASKED)])
+    return labels, verdicts
 
 
 def times(ms: Floats) -> Times:
@@ -109,34 +122,16 @@ def times(ms: Floats) -> Times:
     return Times(measured.size, np.quantile(measured, QUANTILES).tolist())
 
 
-def _pairs(found: ScoredAnswers, labels: int, outcome: str) -> list[list[tuple[int, int]]]:
-    hit, counted = found.outcomes[outcome].hit, found.outcomes[outcome].counted
-    pair = found.source * labels + found.target
-    n = np.bincount(pair[counted], minlength=labels**2).reshape(labels, labels)
-    count = np.bincount(pair[counted & hit], minlength=labels**2).reshape(labels, labels)
-    return [list(zip(*rows, strict=True)) for rows in zip(count.tolist(), n.tolist(), strict=True)]
-
-
-def _images(found: ScoredAnswers, stimuli: Stimuli, outcome: str) -> list[ImageResult]:
+def _images(stimuli: Stimuli, sums: Sums) -> list[ImageResult]:
     """Every image that somebody has labeled, in the order of the packs."""
-    rows = found.answers.stimulus
-    size = len(stimuli.sha256)
-
-    def count(mask: Mask) -> list[int]:
-        counted: list[int] = np.bincount(rows[mask], minlength=size).tolist()
-        return counted
-
-    of_outcome = found.outcomes[outcome]
-    direct = found.outcomes["mistake_reasonable_direct"]
-    n: list[int] = np.bincount(rows, minlength=size).tolist()
-    counted, hits = count(of_outcome.counted), count(of_outcome.counted & of_outcome.hit)
-    fooled = count(found.outcomes["human_fooled"].hit)
-    judged, yes = count(direct.counted), count(direct.counted & direct.hit)
-    first = _tally(rows, found.answers.first, stimuli.labels)
-    second = _tally(rows, found.answers.second, stimuli.labels)
+    names = (*stimuli.labels, "none")
+    numbers = sums.arrays["stimuli"]
+    shown = np.flatnonzero(numbers[:, 0])
+    first, second = (sums.arrays[name][shown].tolist() for name in ("first", "second"))
     results = []
-    for i in np.flatnonzero(n).tolist():
-        low, high = stats.exact_interval(hits[i], counted[i]) if counted[i] else (0.0, 1.0)
+    for place, i in enumerate(shown.tolist()):
+        n, fooled, hits, counted, judged, yes = numbers[i].tolist()
+        low, high = stats.exact_interval(hits, counted) if counted else (0.0, 1.0)
         results.append(
             ImageResult(
                 sha256=stimuli.sha256[i],
@@ -144,29 +139,16 @@ def _images(found: ScoredAnswers, stimuli: Stimuli, outcome: str) -> list[ImageR
                 source_index=int(stimuli.source_index[i]),
                 source_label=stimuli.labels[stimuli.source[i]],
                 target_label=stimuli.labels[stimuli.target[i]],
-                n=n[i],
-                fooled=fooled[i],
-                reasonable=hits[i],
-                counted=counted[i],
+                n=n,
+                fooled=fooled,
+                reasonable=hits,
+                counted=counted,
                 low=low,
                 high=high,
-                judged=judged[i],
-                judged_reasonable=yes[i],
-                first=first.get(i, {}),
-                second=second.get(i, {}),
+                judged=judged,
+                judged_reasonable=yes,
+                first={name: k for name, k in zip(names, first[place], strict=True) if k},
+                second={name: k for name, k in zip(names, second[place], strict=True) if k},
             )
         )
     return results
-
-
-def _tally(rows: Ints, codes: Ints, labels: tuple[str, ...]) -> dict[int, dict[str, int]]:
-    """Image -> label -> answers, in the order of the labels, "none" last."""
-    names = (*labels, "none")
-    asked = codes != NOT_ASKED
-    order = np.where(codes == NONE, len(labels), codes)
-    counts = np.bincount((rows * len(names) + order)[asked]).tolist()
-    found: dict[int, dict[str, int]] = {}
-    for place, n in enumerate(counts):
-        if n:
-            found.setdefault(place // len(names), {})[names[place % len(names)]] = n
-    return found

@@ -110,7 +110,10 @@ def _batches(
     session: Session, study: Study, participants: int, rng: random.Random
 ) -> Iterator[dict[Any, list[dict[str, Any]]]]:
     cells: dict[tuple[str, str], list[Stimulus]] = {}
-    for stimulus in session.scalars(select(Stimulus).order_by(Stimulus.id)):
+    packs = [link.pack_id for link in study.packs]
+    for stimulus in session.scalars(
+        select(Stimulus).where(Stimulus.pack_id.in_(packs)).order_by(Stimulus.id)
+    ):
         cells.setdefault((stimulus.source_label, stimulus.model), []).append(stimulus)
     reasonable = {"undefended": 0.26, "distilled": 0.235, "gradient_regularized": 0.418}
     definition = definitions.of(study)

@@ -12,7 +12,7 @@ from scipy.special import ndtr
 from scipy.stats import binomtest, norm
 
 from app.sequential import SMALLEST_STEP, boundaries
-from app.stats import Floats
+from app.clusters import Floats
 
 # Jennison and Turnbull (2000), table 2.3, two-sided alpha 0.05 (and O'Brien and Fleming 1979): z at each look.
 PUBLISHED = {

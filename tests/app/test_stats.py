@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from random import Random
 
@@ -17,9 +18,12 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 from statsmodels.stats.proportion import proportion_confint, proportions_ztest  # type: ignore[import-untyped]
 
+from app import differences as differences_module
 from app import stats
 from app.assignment import placebo_label
-from app.stats import Cell, Interval, NewImages, Rate, Sample, SignFlip
+from app.clusters import Cell, Clustered, Sample
+from app.differences import SignFlip
+from app.stats import Interval, NewImages, Rate
 
 many_examples = settings(deadline=None, max_examples=100)
 
@@ -35,11 +39,19 @@ def table(rows: list[str]) -> list[Cell]:
 
 
 def rate(cells: list[Cell], level: float = 0.95) -> Rate:
-    return stats.rate(Sample.of(cells), level)
+    return stats.rate(Clustered.of(Sample.of(cells)), level)
 
 
 def new_images_test(a: list[Cell], b: list[Cell]) -> NewImages:
-    return stats.new_images_test(Sample.of(a), Sample.of(b))
+    return stats.new_images_test(Clustered.of(Sample.of(a), Sample.of(b)))
+
+
+def sign_flip(differences: Sequence[Fraction]) -> SignFlip | None:
+    return differences_module.sign_flip(Counter(differences))
+
+
+def mean_difference(differences: Sequence[Fraction], level: float = 0.95) -> tuple[float | None, Interval]:
+    return differences_module.mean_difference(Counter(differences), level)
 
 
 def tenths(*numerators: int) -> list[Fraction]:
@@ -110,13 +122,13 @@ def counted(numerators: list[int]) -> Fraction:
     ],
 )
 def test_sign_flip_by_hand(differences: list[Fraction], p: float, p_mid: float) -> None:
-    assert stats.sign_flip(differences) == SignFlip(p, p_mid, len(differences), exact=True)
+    assert sign_flip(differences) == SignFlip(p, p_mid, len(differences), exact=True)
 
 
 @many_examples
 @given(st.lists(fractions, min_size=1, max_size=9))
 def test_sign_flip_is_the_enumeration_of_all_patterns(differences: list[Fraction]) -> None:
-    result = stats.sign_flip(differences)
+    result = sign_flip(differences)
     assert result is not None
     # Below 53 participants every count of patterns is a float, so nothing at all is rounded.
     assert (result.p, result.p_mid) == tuple(map(float, enumerated(differences)))
@@ -129,7 +141,7 @@ def test_sign_flip_is_the_enumeration_for_twelve_participants(seed: int) -> None
         Fraction(int(rng.integers(0, a + 1)), a) - Fraction(int(rng.integers(0, b + 1)), b)
         for a, b in rng.integers(1, 11, size=(12, 2)).tolist()
     ]
-    result = stats.sign_flip(differences)
+    result = sign_flip(differences)
     assert result is not None
     assert (result.p, result.p_mid) == tuple(map(float, enumerated(differences)))
 
@@ -146,13 +158,13 @@ def test_sign_flip_is_scipys_permutation_test(numerators: tuple[int, ...]) -> No
         alternative="two-sided",
         n_resamples=10**6,
     )
-    result = stats.sign_flip(tenths(*numerators))
+    result = sign_flip(tenths(*numerators))
     assert result is not None
     assert result.p == pytest.approx(float(oracle.pvalue), rel=1e-12)
 
 
 def test_sign_flip_of_equal_magnitudes_is_the_sign_test() -> None:
-    result = stats.sign_flip(tenths(*[3] * 700, *[-3] * 600))
+    result = sign_flip(tenths(*[3] * 700, *[-3] * 600))
     assert result is not None
     assert result.p == pytest.approx(scipy_stats.binomtest(700, 1300).pvalue, rel=1e-10)
 
@@ -160,7 +172,7 @@ def test_sign_flip_of_equal_magnitudes_is_the_sign_test() -> None:
 def test_sign_flip_of_ranks_is_the_signed_rank_test() -> None:
     signed_ranks = [rank if rank % 3 else -rank for rank in range(1, 41)]
     oracle = scipy_stats.wilcoxon(np.array(signed_ranks, dtype=float), method="exact")
-    result = stats.sign_flip([Fraction(r, 40) for r in signed_ranks])
+    result = sign_flip([Fraction(r, 40) for r in signed_ranks])
     assert result is not None
     assert result.p == pytest.approx(float(oracle.pvalue), rel=1e-10)
 
@@ -169,17 +181,17 @@ def test_sign_flip_of_ranks_is_the_signed_rank_test() -> None:
 def test_sign_flip_keeps_twelve_digits(n: int, shift: int) -> None:
     rng = np.random.default_rng(n)
     numerators = np.clip(rng.integers(-10, 11, size=n) + shift, -10, 10).tolist()
-    result = stats.sign_flip(tenths(*numerators))
+    result = sign_flip(tenths(*numerators))
     assert result is not None
     # The shifted ones are far down the tail, where one minus the middle would have no digits left.
     assert result.p == pytest.approx(float(counted(numerators)), rel=1e-12)
 
 
 def test_sign_flip_is_never_zero() -> None:
-    result = stats.sign_flip(tenths(*[1] * 4000))
+    result = sign_flip(tenths(*[1] * 4000))
     assert result is not None
     assert 0 < result.p_mid <= result.p < 1e-300
-    below_the_floor = stats.sign_flip(tenths(*[1] * 1000))
+    below_the_floor = sign_flip(tenths(*[1] * 1000))
     assert below_the_floor is not None
     assert below_the_floor.p == 2.0**-999
 
@@ -189,10 +201,10 @@ def test_sign_flip_coarsens_only_towards_larger_p(monkeypatch: pytest.MonkeyPatc
     coarse_is_larger = 0
     for limit, shift in itertools.product((40, 200, 5000), (0, 150, 400)):
         differences = [Fraction(int(x), 2520) for x in rng.integers(-900, 901, size=14) + shift]
-        exact = stats.sign_flip(differences)
+        exact = sign_flip(differences)
         with monkeypatch.context() as patch:
-            patch.setattr(stats, "GRID_LIMIT", limit)
-            coarse = stats.sign_flip(differences)
+            patch.setattr(differences_module, "GRID_LIMIT", limit)
+            coarse = sign_flip(differences)
         assert exact is not None
         assert coarse is not None
         assert exact.exact
@@ -208,15 +220,15 @@ def test_sign_flip_coarsened_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of the 8 sums T of 2, 3 and 1000, three are at most 3 (0, 2, 3) and two at most 2: p 2 x 3/8, mid-p 5/8.
     # On a grid of two points, halved to 1, 1 and 500, both bounds become 1, and 0, 1, 1 are within it: mid-p 6/8.
     differences = [Fraction(x, 2520) for x in (2, -3, 1000)]
-    assert stats.sign_flip(differences) == SignFlip(6 / 8, 5 / 8, 3, exact=True)
-    monkeypatch.setattr(stats, "GRID_LIMIT", 2)
-    assert stats.sign_flip(differences) == SignFlip(6 / 8, 6 / 8, 3, exact=False)
+    assert sign_flip(differences) == SignFlip(6 / 8, 5 / 8, 3, exact=True)
+    monkeypatch.setattr(differences_module, "GRID_LIMIT", 2)
+    assert sign_flip(differences) == SignFlip(6 / 8, 6 / 8, 3, exact=False)
 
 
 def test_sign_flip_takes_denominators_of_any_size() -> None:
     primes = (101, 103, 107, 109, 113, 127)
     differences = [Fraction(k, p) for k, p in zip((50, 40, -30, 60, 20, 70), primes, strict=True)]
-    result = stats.sign_flip(differences)
+    result = sign_flip(differences)
     assert result is not None
     assert not result.exact
     p, p_mid = enumerated(differences)
@@ -227,19 +239,19 @@ def test_sign_flip_takes_denominators_of_any_size() -> None:
 @many_examples
 @given(st.lists(fractions, min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_sign_flip_knows_neither_order_nor_direction(differences: list[Fraction], random: Random) -> None:
-    result = stats.sign_flip(differences)
+    result = sign_flip(differences)
     assert result is not None
     assert 0 < result.p_mid <= result.p <= 1
-    assert stats.sign_flip(random.sample(differences, len(differences))) == result
-    assert stats.sign_flip([-d for d in differences]) == result
-    assert stats.sign_flip([d / 7 for d in differences]) == result
-    assert stats.sign_flip([d * 10**9 for d in differences]) == result
-    with_zero = stats.sign_flip([*differences, Fraction(0)])
+    assert sign_flip(random.sample(differences, len(differences))) == result
+    assert sign_flip([-d for d in differences]) == result
+    assert sign_flip([d / 7 for d in differences]) == result
+    assert sign_flip([d * 10**9 for d in differences]) == result
+    with_zero = sign_flip([*differences, Fraction(0)])
     assert with_zero == SignFlip(result.p, result.p_mid, result.participants + 1)
 
 
 def test_sign_flip_without_participants() -> None:
-    assert stats.sign_flip([]) is None
+    assert sign_flip([]) is None
 
 
 # Mean difference
@@ -247,7 +259,7 @@ def test_sign_flip_without_participants() -> None:
 
 def test_mean_difference_by_hand() -> None:
     # Mean 0.2, standard deviation 0.2, its error 0.2 / sqrt(3) = 0.11547, t(0.975; 2) = 4.30265: 0.49683.
-    mean, interval = stats.mean_difference(tenths(0, 2, 4))
+    mean, interval = mean_difference(tenths(0, 2, 4))
     assert mean == 0.2
     assert interval.low == pytest.approx(0.2 - 0.49683, abs=1e-5)
     assert interval.high == pytest.approx(0.2 + 0.49683, abs=1e-5)
@@ -257,25 +269,25 @@ def test_mean_difference_by_hand() -> None:
 @given(st.lists(fractions, min_size=2, max_size=30), st.sampled_from([0.5, 0.9, 0.95, 0.999]))
 def test_mean_difference_is_scipys_interval(differences: list[Fraction], level: float) -> None:
     assume(len(set(differences)) > 1)
-    mean, interval = stats.mean_difference(differences, level)
+    mean, interval = mean_difference(differences, level)
     values = np.array([float(d) for d in differences])
     oracle = scipy_stats.ttest_1samp(values, 0.0).confidence_interval(level)
     assert mean == pytest.approx(values.mean(), abs=1e-12)
     assert interval.low == pytest.approx(oracle.low, abs=1e-9)
     assert interval.high == pytest.approx(oracle.high, abs=1e-9)
     assert interval.reason is None
-    assert stats.mean_difference(differences[::-1], level) == (mean, interval)
+    assert mean_difference(differences[::-1], level) == (mean, interval)
 
 
 def test_mean_difference_states_why_there_is_none() -> None:
-    mean, interval = stats.mean_difference([])
+    mean, interval = mean_difference([])
     assert mean is None
     assert interval == Interval(None, None, "There are no participants to compare.")
-    mean, interval = stats.mean_difference(tenths(3))
+    mean, interval = mean_difference(tenths(3))
     assert mean == 0.3
     assert interval.low is interval.high is None
     assert "One participant" in str(interval.reason)
-    mean, interval = stats.mean_difference([Fraction(1, 3)] * 7)
+    mean, interval = mean_difference([Fraction(1, 3)] * 7)
     assert mean == 1 / 3
     assert interval.low is interval.high is None
     assert "same difference" in str(interval.reason)
@@ -445,7 +457,7 @@ def test_bad_arguments_raise() -> None:
         with pytest.raises(ValueError, match="confidence level"):
             rate([], level)
         with pytest.raises(ValueError, match="confidence level"):
-            stats.mean_difference([], level)
+            mean_difference([], level)
     with pytest.raises(ValueError, match="count must lie"):
         stats.fisher(4, 3, 1, 2)
     with pytest.raises(ValueError, match="neither source nor target"):
@@ -681,7 +693,7 @@ def test_placebo_label_is_uniform_over_the_rest() -> None:
 def test_large_studies_have_results() -> None:
     rng = np.random.default_rng(0)
     tenths_of_many = tenths(*rng.integers(-10, 11, size=1000).tolist())
-    flip = stats.sign_flip(tenths_of_many)
+    flip = sign_flip(tenths_of_many)
     assert flip is not None
     assert flip.exact
     normal = scipy_stats.norm.sf(
