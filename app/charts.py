@@ -3,41 +3,14 @@
 import math
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Any
+from functools import cache
 
-from app.figures import (
-    COLORS,
-    INK,
-    NO_ANSWERS,
-    OTHER,
-    SIZE,
-    SMALL,
-    WIDTH,
-    apart,
-    canvas,
-    drawn,
-    finish,
-    headed,
-    in_words,
-    named,
-    names_width,
-    note,
-    on,
-    panel,
-    percent_axis,
-    shown,
-    text_width,
-    wrapped,
-    write,
-)
+from app.drawing import INK, SMALL, WIDTH, Drawing, Panel, text_width, wrapped
+from app.figures import COLORS, NO_ANSWERS, OTHER, apart, in_words, named, names_width, on, shown
 from app.outcomes import COMPONENTS
 from app.printed import percent
 from app.stats import Rate
 from app.views import QUANTILES, THIRDS, Times
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PARTS = {  # fill; apart in lightness, for gray print, and the lightest is hatched
     "target_first": "#7a2500",
@@ -52,56 +25,40 @@ AXES = ((25, 5), (50, 10), (75, 25), (100, 25))  # percent: where an axis ends, 
 TIMES_KEY = "dot: median; thick line: 25 to 75 % of the answers; thin line: 10 to 90 %"
 ROWS, COLUMNS = "← original label", "network’s answer →"
 TINY = 9
-UPRIGHT = {"rotation": 90, "rotation_mode": "anchor"}
 
 
-@drawn
 def components_figure(components: dict[str, dict[str, int]], title: str) -> str:
     """What every answer was: one bar a model, split into COMPONENTS, in percent of the model's answers."""
-    from matplotlib.patches import Patch
-
     names = list(components)
     left, row, bar = names_width(names) + 14, 44, 34
     width = WIDTH - left - 20
     top = 54 + bar / 2
     bottom = top + row * max(len(names) - 1, 0) + bar / 2 + 8
-    figure = canvas(bottom + 22)
-    figure.legend(
-        [
-            Patch(facecolor=PARTS[part], hatch=_hatch(part), linewidth=0, label=COMPONENTS[part])
-            for part in LEGEND
-        ],
-        [COMPONENTS[part] for part in LEGEND],
-        loc="upper left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-    )
-    ax = panel(figure, left, top - bar / 2 - 4, width, bottom - top + bar / 2 + 4)
-    ax.set_ylim(max(len(names) - 1, 0) + (bar / 2 + 8) / row, -(bar / 2 + 4) / row)
-    named(ax, names)
-    percent_axis(ax)
-    for y, counts in enumerate(components.values()):
-        total, before = sum(counts.values()), 0
+    drawing = Drawing(bottom + 22)
+    _legend(drawing)
+    panel = Panel(drawing, left, top - bar / 2 - 4, width, bottom - top + bar / 2 + 4)
+    named(drawing, names, left - 14, top, row)
+    panel.percents()
+    for k, counts in enumerate(components.values()):
+        y, total, before = top + row * k, sum(counts.values()), 0
         if not total:
-            note(ax, 0, y, NO_ANSWERS, 6, ha="left", size=SMALL)
+            drawing.text(left + 6, y, NO_ANSWERS, "start", SMALL)
         for part in COMPONENTS:
             n = counts.get(part, 0)
             if not n:
                 continue
-            at, size = 100 * before / total, width * n / total
+            at, size = left + width * before / total, width * n / total
             before += n
-            wide = 100 * (n / total - (1 / width if size > 3 else 0))
+            wide = size - (1 if size > 3 else 0)
             fill = PARTS[part]
-            ax.barh(y, wide, bar / row, at, color=fill, hatch=_hatch(part), linewidth=0)
+            drawing.box(at, y - bar / 2, wide, bar, fill, hatch=_hatch(part))
             share, center = f"{percent(n / total)} %", at + wide / 2
             room = max(text_width(share), text_width(str(n), SMALL)) + 4
             if room < size:
                 if _hatch(part):
-                    ax.barh(
-                        y, 100 * room / width, 28 / row, center - 50 * room / width, color=fill, linewidth=0
-                    )
-                note(ax, center, y, share, dy=7, color=on(fill))
-                note(ax, center, y, str(n), dy=-8, color=on(fill), size=SMALL)
+                    drawing.box(center - room / 2, y - 14, room, 28, fill)
+                drawing.text(center, y - 7, share, color=on(fill))
+                drawing.text(center, y + 8, str(n), size=SMALL, color=on(fill))
     sentences = []
     for name, counts in components.items():
         total = sum(counts.values())
@@ -111,10 +68,9 @@ def components_figure(components: dict[str, dict[str, int]], title: str) -> str:
         parts = ((meaning, counts.get(part, 0)) for part, meaning in COMPONENTS.items())
         values = [f"{meaning} {n} ({percent(n / total)} %)" for meaning, n in parts]
         sentences.append(f"{_spaced(name)}: of {total} answers {', '.join(values)}.")
-    return finish(figure, title, _sentences(sentences))
+    return drawing.inline(title, _sentences(sentences))
 
 
-@drawn
 def thirds_figure(thirds: dict[str, dict[str, list[Rate]]], outcome: str, heading: str, title: str) -> str:
     """The rate of `outcome` in each of THIRDS, one line a model, with intervals side by side."""
     rates = {name: by_outcome.get(outcome, []) for name, by_outcome in thirds.items()}
@@ -125,45 +81,44 @@ def thirds_figure(thirds: dict[str, dict[str, list[Rate]]], outcome: str, headin
     value = max(map(text_width, said), default=0)
     left, top, bottom = 44, 34, 250
     width = WIDTH - names_width(list(rates)) - value - 34 - left
-    figure = canvas(bottom + 28)
-    ax = panel(figure, left, top, width, bottom - top)
-    ax.set(xlim=(0, 3), ylim=(0, ceiling))
-    ax.yaxis.set_visible(True)
-    headed(ax, heading, WIDTH, 26)
-    ticks = range(0, ceiling + 1, step)
-    ax.set_yticks(ticks, [f"{tick}" + (" %" if tick == ceiling else "") for tick in ticks])
-    ax.set_xticks([0.5, 1.5, 2.5], THIRDS, size=SIZE)
-    ax.tick_params(axis="x", pad=10)
-    ax.grid(axis="y", clip_on=False)
-    line = ceiling / (bottom - top)  # what one unit of height is in percent
-    last = [100 * of[-1][1][0] if of else 0 for of in found.values()]
-    places = apart(last[::-1], 15 * line, 0, ceiling)[::-1]  # of equals the first is the highest
+    drawing = Drawing(bottom + 28)
+    panel = Panel(drawing, left, top, width, bottom - top, 0, 3)
+    panel.headed(heading, WIDTH, 26)
+
+    def height(rate: float) -> float:
+        return bottom - 100 * rate / ceiling * (bottom - top)
+
+    for tick in range(0, ceiling + 1, step):
+        y = height(tick / 100)
+        drawing.line([(left, y), (left + width, y)], cap="square", opacity=0.15)
+        drawing.text(left - 6, y, f"{tick}" + (" %" if tick == ceiling else ""), "end", SMALL)
+    for i, third in enumerate(THIRDS):
+        drawing.text(panel.x(i + 0.5), bottom + 14.2, third)
+    last = [height(of[-1][1][0]) if of else bottom for of in found.values()]
+    places = apart(last, 15, top, bottom)  # of equals the first is the highest
     for k, ((name, of), place) in enumerate(zip(found.items(), places, strict=True)):
         color = COLORS.get(name, OTHER)
-        shift = 0.5 + 12 * 3 / width * (k - (len(found) - 1) / 2)
-        ys = [100 * r[0] if r else math.nan for r in map(shown, rates[name])]
-        ax.plot([i + shift for i in range(len(ys))], ys, "o-", color=color, clip_on=False)
+        at = {i: panel.x(i + 0.5) + 12 * (k - (len(found) - 1) / 2) for i in range(len(THIRDS))}
+        rated = dict(of)
+        line = [(at[i], height(rated[i][0]) if i in rated else math.nan) for i in at]
+        drawing.line(line, color, width=3, cap="square")
+        for i, (rate, _, _) in of:
+            drawing.dot(at[i], height(rate), 4, color)
         for i, (_, low, high) in of:
-            ends = (100 * low, 100 * high)
-            ax.vlines(i + shift, *ends, colors=color, linewidth=1.5, capstyle="round", clip_on=False)
+            drawing.line([(at[i], height(low)), (at[i], height(high))], color, width=1.5, cap="round")
         if of:
-            ax.annotate(
-                "",
-                (of[-1][0] + shift, ys[of[-1][0]]),
-                (3 + 6 * 3 / width, place),
-                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.75, "shrinkA": 0, "shrinkB": 7},
-                annotation_clip=False,
-            )
-        note(ax, 3, place, said[k], 10 + value, ha="right")
-        note(ax, 3, place, wrapped(name, WIDTH - left - width - 16 - value, 1)[0], 16 + value, ha="left")
+            end = (left + width + 6, place)
+            drawing.line([_towards(line[of[-1][0]], end, 7), end], color, width=0.75)
+        beside = left + width + 16 + value
+        drawing.text(beside - 6, place, said[k], "end")
+        drawing.text(beside, place, wrapped(name, WIDTH - beside, 1)[0], "start")
     words = [f"{heading}, rate by third of the session."]
     words += [
         f"{_spaced(name)}: {in_words(dict(zip(THIRDS, of, strict=False)))}." for name, of in rates.items()
     ]
-    return finish(figure, title, _sentences(words))
+    return drawing.inline(title, _sentences(words))
 
 
-@drawn
 def digits_figure(
     by_source: dict[str, dict[str, Rate]], by_target: dict[str, dict[str, Rate]], title: str
 ) -> str:
@@ -176,30 +131,33 @@ def digits_figure(
     cell, height = width / max(1, len(columns)), 34
     above = 22 + _header_height(columns, cell)
     each = above + height * len(names)
-    figure = canvas(each * (1 if side_by_side else 2) + (0 if side_by_side else 20) + 34)
+    drawing = Drawing(each * (1 if side_by_side else 2) + (0 if side_by_side else 20) + 34)
     words = []
     for i, (heading, rates) in enumerate(
         (("by original label", by_source), ("by the network’s answer", by_target))
     ):
         x0 = left + (width + gap if side_by_side and i else 0)
         y0 = above + (each + 20 if i and not side_by_side else 0)
-        ax = _grid(figure, x0, y0, cell, height, columns, len(names))
-        headed(ax, heading, width, above - 8)
+        grid = _Grid(drawing, x0, y0, cell, height)
+        grid.labeled(columns)
+        drawing.lines(x0, y0 - above + 6.7, wrapped(heading, width))
         if not (side_by_side and i):
-            named(ax, names, 10)
-        found = {}
-        for y, name in enumerate(names):
-            for x, label in enumerate(columns):
-                rate = rates.get(name, {}).get(label)
-                if rate is None or rate.rate is None:
-                    write(ax, x, y, "–", size=SIZE)
-                else:
-                    found[x, y] = rate.rate, rate.n
-        fills = _heat(ax, {at: share for at, (share, _) in found.items()}, cell, height)
-        for (x, y), (share, n) in found.items():
-            for dy, said, most in ((-5, percent(share), SMALL), (8, f"n {n}", TINY)):
+            named(drawing, names, x0 - 10, y0 + height / 2, height)
+        found = {
+            (x, y): rate
+            for y, name in enumerate(names)
+            for x, label in enumerate(columns)
+            if (rate := rates.get(name, {}).get(label)) and rate.rate is not None
+        }
+        for at in ((x, y) for y in range(len(names)) for x in range(len(columns))):
+            if at not in found:
+                drawing.text(*grid.middle(at), "–")
+        fills = grid.heat({at: rate.rate for at, rate in found.items() if rate.rate is not None})
+        for at, rate in found.items():
+            x, y = grid.middle(at)
+            for dy, said, most in ((-5, percent(rate.rate or 0), SMALL), (8, f"n {rate.n}", TINY)):
                 size = min(most, (cell - 2) / text_width(said, 1))
-                write(ax, x - 0.5 / cell, y + dy / height, said, size=size, color=on(fills[x, y]))
+                drawing.text(x - 0.5, y + dy, said, size=size, color=on(fills[at]))
         words += [
             f"{_spaced(name)}, {heading}: "
             + ", ".join(
@@ -212,11 +170,10 @@ def digits_figure(
             for name in names
             if rates.get(name)
         ]
-    _scale(figure, "percent of n answers; – no answers yet")
-    return finish(figure, title, _sentences(words))
+    _scale(drawing, "percent of n answers; – no answers yet")
+    return drawing.inline(title, _sentences(words))
 
 
-@drawn
 def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str], title: str) -> str:
     """The share of every original label (row) and network's answer (column): one heat map a model."""
     names, rows = list(pairs), [wrapped(label, 80, 1)[0] for label in labels]
@@ -228,36 +185,38 @@ def pairs_figure(pairs: dict[str, list[list[tuple[int, int]]]], labels: list[str
     each = above + max(height * len(labels), text_width(ROWS, SMALL)) + 22
     counted = [f"{count}/{n}" for table in pairs.values() for row in table for count, n in row if n]
     written = max((text_width(said, TINY) for said in counted), default=0) <= cell - 2
-    figure = canvas(each * math.ceil(len(names) / 2) + 18)
+    drawing = Drawing(each * math.ceil(len(names) / 2) + 18)
     words = []
     for k, (name, table) in enumerate(pairs.items()):
         x0, y0 = left + (k % 2) * (width + left + gap), each * (k // 2) + above
-        ax = _grid(figure, x0, y0, cell, height, labels, len(labels))
-        headed(ax, wrapped(name, width, 1)[0], width, above - 8)
-        write(ax, -0.5, -0.5 - (above - 26) / height, COLUMNS, ha="left")
-        write(ax, -0.5 - (side + 11) / cell, -0.5, ROWS, ha="right", **UPRIGHT)
+        grid = _Grid(drawing, x0, y0, cell, height)
+        grid.labeled(labels)
+        drawing.text(x0, y0 - above + 6.7, wrapped(name, width, 1)[0], "start")
+        drawing.text(x0, y0 - above + 26, COLUMNS, "start", SMALL)
+        drawing.text(x0 - side - 11, y0, ROWS, "end", SMALL, upright=True)
         for y, label in enumerate(rows):
-            write(ax, -0.5 - 6 / cell, y, label, ha="right")
+            drawing.text(x0 - 6, y0 + height * (y + 0.5), label, "end", SMALL)
         tried = {(j, i): pair for i, row in enumerate(table) for j, pair in enumerate(row)}
         found = {at: (count, n) for at, (count, n) in tried.items() if n}
-        fills = _heat(ax, {at: count / n for at, (count, n) in found.items()}, cell, height)
+        fills = grid.heat({at: count / n for at, (count, n) in found.items()})
         if written:
-            for (x, y), (count, n) in found.items():
-                write(ax, x - 0.5 / cell, y, f"{count}/{n}", size=TINY, color=on(fills[x, y]))
-        empty = [at for at in tried if at not in found]
-        same = [(x, y) for x, y in empty if x == y]
-        _cells(ax, same, cell, height, facecolor=INK, alpha=0.15)
-        dashes = [at for at in empty if at not in same]
-        ax.plot(*zip(*dashes, strict=True), "_", color=INK, alpha=0.5, markersize=5, markeredgewidth=0.75)
+            for at, (count, n) in found.items():
+                right, down = grid.middle(at)
+                drawing.text(right - 0.5, down, f"{count}/{n}", size=TINY, color=on(fills[at]))
+        for at in (at for at in tried if at not in found):
+            if at[0] == at[1]:
+                grid.fill(at, INK, 0.15)
+            else:
+                right, down = grid.middle(at)
+                drawing.line([(right - 2.5, down), (right + 2.5, down)], width=0.75, opacity=0.5)
         said = [f"{labels[y]} to {labels[x]} {count} of {n}" for (x, y), (count, n) in found.items()]
         words.append(f"{_spaced(name)}: {', '.join(said)}." if said else f"{_spaced(name)}: {NO_ANSWERS}.")
-    _scale(figure, "count/answers; – no answers" if written else "– no answers")
+    _scale(drawing, "count/answers; – no answers" if written else "– no answers")
     if counted:
         words.append("Pairs that are not named have no answers.")
-    return finish(figure, title, _sentences(words))
+    return drawing.inline(title, _sentences(words))
 
 
-@drawn
 def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times] | None, title: str) -> str:
     """How long answers took: the QUANTILES as thin line, thick line and median, on a logarithmic axis.
 
@@ -267,8 +226,8 @@ def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times] | None
     parts = {"labeling": label_ms} | ({} if verdict_ms is None else {"judging": verdict_ms})
     left, top, row = names_width(names) + 14, 44, 40
     bottom = top + row * max(len(names) - 1, 0) + 18
-    figure = canvas(bottom + 46)
-    figure.text(0, 8 / (bottom + 46), TIMES_KEY, size=SMALL, va="center_baseline")
+    drawing = Drawing(bottom + 46)
+    drawing.text(0, bottom + 38, TIMES_KEY, "start", SMALL)
     pitch = (WIDTH - left) / 2
     seconds = [
         q / 1000 for of in parts.values() for t in of.values() if t.quantiles for q in t.quantiles if q > 0
@@ -278,33 +237,32 @@ def times_figure(label_ms: dict[str, Times], verdict_ms: dict[str, Times] | None
     ticks = [t for t in TICKS if first <= t <= last]
     words = []
     for i, (heading, times) in enumerate(parts.items()):
-        ax = panel(figure, left + i * pitch + 6, top - 22, pitch - 40, bottom - top + 22)
-        ax.set(xscale="log", xlim=(first, last), ylim=(max(len(names) - 1, 0) + 18 / row, -22 / row))
-        ax.set_xticks(ticks, [f"{tick:g}" + (" s" if tick == last else "") for tick in ticks])
-        ax.minorticks_off()
-        ax.grid(axis="x", clip_on=False)
-        headed(ax, heading, pitch - 40, 14)
+        panel = Panel(
+            drawing, left + i * pitch + 6, top - 22, pitch - 40, bottom - top + 22, first, last, log=True
+        )
+        panel.ticks(ticks, [f"{tick:g}" + (" s" if tick == last else "") for tick in ticks])
+        panel.headed(heading, pitch - 40, 14)
         if i == 0:
-            named(ax, names, 20)
-        for y, name in enumerate(names):
-            found = times.get(name)
+            named(drawing, names, left - 14, top, row)
+        for k, name in enumerate(names):
+            y, found = top + row * k, times.get(name)
             if found is None or found.quantiles is None:
-                note(ax, first, y, NO_ANSWERS, 4, ha="left", size=SMALL)
+                drawing.text(panel.left + 4, y, NO_ANSWERS, "start", SMALL)
                 words.append(f"{_spaced(name)}, {heading}: {NO_ANSWERS}.")
                 continue
-            xs = [min(max(q / 1000, first), last) for q in found.quantiles]
+            xs = [panel.x(min(max(q / 1000, first), last)) for q in found.quantiles]
             color = COLORS.get(name, OTHER)
-            ax.plot(xs[::4], [y, y], color=color, linewidth=2, solid_capstyle="round", clip_on=False)
-            ax.plot(xs[1:4:2], [y, y], color=color, linewidth=9, solid_capstyle="butt", clip_on=False)
-            ax.plot(xs[2], y, "o", color=color, markersize=14, clip_on=False)
-            ax.plot(xs[2], y, "o", color="white", markersize=5, clip_on=False)
-            note(ax, xs[2], y, in_seconds(found.quantiles[2]), dy=15)
+            drawing.line([(xs[0], y), (xs[4], y)], color, width=2, cap="round")
+            drawing.line([(xs[1], y), (xs[3], y)], color, width=9)
+            drawing.dot(xs[2], y, 7, color)
+            drawing.dot(xs[2], y, 2.5, "#ffffff")
+            drawing.text(xs[2], y - 15, in_seconds(found.quantiles[2]))
             values = ", ".join(
                 f"{100 * q:.0f} % within {in_seconds(ms)}"
                 for q, ms in zip(QUANTILES, found.quantiles, strict=True)
             )
             words.append(f"{_spaced(name)}, {heading}: of {found.n} answers {values}.")
-    return finish(figure, title, _sentences(words))
+    return drawing.inline(title, _sentences(words))
 
 
 def in_seconds(ms: float) -> str:
@@ -314,62 +272,73 @@ def in_seconds(ms: float) -> str:
     return f"{seconds.quantize(step, ROUND_HALF_UP)} s"
 
 
-def _grid(
-    figure: "Figure", left: float, top: float, cell: float, height: float, columns: Sequence[str], rows: int
-) -> "Axes":
-    """Axes for a heat map: cells have whole numbers as their middles, rows downwards; the columns' labels above."""
-    ax = panel(figure, left, top, cell * max(1, len(columns)), height * max(1, rows))
-    ax.set(xlim=(-0.5, max(1, len(columns)) - 0.5), ylim=(max(1, rows) - 0.5, -0.5))
-    ax.set_axis_off()  # ticks take four times as long as texts
-    flat = _is_flat(columns, cell)
-    for x, label in enumerate(columns):
-        if flat:
-            write(ax, x, -0.5 - 9 / height, label)
-        else:
-            write(ax, x, -0.5 - 5 / height, wrapped(label, 80, 1)[0], ha="left", **UPRIGHT)
-    return ax
+class _Grid:
+    """A heat map: its cells are named by column and row, and leave a gap of one unit."""
+
+    def __init__(self, drawing: Drawing, left: float, top: float, cell: float, height: float) -> None:
+        self.drawing, self.left, self.top, self.cell, self.height = drawing, left, top, cell, height
+
+    def middle(self, at: tuple[int, int]) -> tuple[float, float]:
+        return self.left + self.cell * (at[0] + 0.5), self.top + self.height * (at[1] + 0.5)
+
+    def labeled(self, columns: Sequence[str]) -> None:
+        """The columns' labels, above."""
+        flat = _is_flat(columns, self.cell)
+        for i, label in enumerate(columns):
+            x, _ = self.middle((i, 0))
+            if flat:
+                self.drawing.text(x, self.top - 9, label, size=SMALL)
+            else:
+                self.drawing.text(x, self.top - 5, wrapped(label, 80, 1)[0], "start", SMALL, upright=True)
+
+    def fill(self, at: tuple[int, int], color: str, opacity: float = 1) -> None:
+        x, y = self.left + self.cell * at[0], self.top + self.height * at[1]
+        self.drawing.box(x, y, self.cell - 1, self.height - 1, color, opacity)
+
+    def heat(self, shares: dict[tuple[int, int], float]) -> dict[tuple[int, int], str]:
+        """Cells colored by their shares; which color each has got."""
+        scale = _viridis()
+        fills = {at: scale[min(int(256 * share), 255)] for at, share in shares.items()}
+        for at, color in fills.items():
+            self.fill(at, color)
+        return fills
 
 
-def _heat(
-    ax: "Axes", shares: dict[tuple[int, int], float], cell: float, height: float
-) -> dict[tuple[int, int], str]:
-    """Cells (column, row) colored by their shares; which color each has got."""
+@cache
+def _viridis() -> list[str]:
+    """256 colors for 0 to 1; of matplotlib, which takes a while to load."""
     from matplotlib import colormaps, colors
 
-    fills = [colors.to_hex(color) for color in colormaps["viridis"]([*shares.values()])]
-    _cells(ax, [*shares], cell, height, facecolors=fills)
-    return dict(zip(shares, fills, strict=True))
+    return [colors.to_hex(color) for color in colormaps["viridis"](range(256))]
 
 
-def _cells(ax: "Axes", at: Sequence[tuple[int, int]], cell: float, height: float, **how: Any) -> None:
-    """Cells (column, row) with a gap of one unit: no pcolormesh, whose gaps would have to be painted."""
-    from matplotlib.collections import PolyCollection
+def _legend(drawing: Drawing) -> None:
+    """What the fills of PARTS stand for, in columns of two."""
+    columns = [LEGEND[i : i + 2] for i in range(0, len(LEGEND), 2)]
+    x = 0.0
+    for column in columns:
+        for i, part in enumerate(column):
+            drawing.box(x, 17.2 * i, 14, 11.8, PARTS[part], hatch=_hatch(part))
+            drawing.text(x + 20, 17.2 * i + 5.4, COMPONENTS[part], "start")
+        x += 20 + max(text_width(COMPONENTS[part]) for part in column) + 14
 
-    right, below = 0.5 - 1 / cell, 0.5 - 1 / height
-    corners = [
-        [(x - 0.5, y - 0.5), (x + right, y - 0.5), (x + right, y + below), (x - 0.5, y + below)]
-        for x, y in at
-    ]
-    ax.add_collection(PolyCollection(corners, linewidth=0, clip_on=False, **how), autolim=False)
+
+def _towards(a: tuple[float, float], b: tuple[float, float], distance: float) -> tuple[float, float]:
+    """The point so far from `a` on the way to `b`."""
+    share = min(1.0, distance / (math.dist(a, b) or 1))
+    return a[0] + share * (b[0] - a[0]), a[1] + share * (b[1] - a[1])
 
 
-def _scale(figure: "Figure", key: str) -> None:
+def _scale(drawing: Drawing, key: str) -> None:
     """Along the bottom: what the cells say, and at the right edge what their colors mean."""
-    from matplotlib import cm, colormaps, colors
-
-    tall = 72 * figure.get_figheight()
-    figure.text(0, 12 / tall, key, size=SMALL, va="center_baseline")
-    width = 160
-    bar = panel(figure, WIDTH - 40 - width, tall - 17, width, 10)
-    viridis = colormaps["viridis"].resampled(40)  # from 50 colors on, matplotlib embeds a picture
-    shares = cm.ScalarMappable(colors.Normalize(0, 100), viridis)
-    scale = figure.colorbar(shares, bar, orientation="horizontal", ticks=[])
-    scale.outline.set_visible(False)
-    if scale.solids:
-        scale.solids.set(edgecolor="face", linewidth=1.5)  # over the seams
-    bar.set_axis_off()
-    note(bar, 0, 0.5, "0", -6, xycoords="axes fraction", ha="right", size=SMALL)
-    note(bar, 1, 0.5, "100 %", 6, xycoords="axes fraction", ha="left", size=SMALL)
+    y, width, steps = drawing.height - 12, 160, 40
+    left, scale = WIDTH - 40 - width, _viridis()
+    drawing.text(0, y, key, "start", SMALL)
+    for i in range(steps):  # each a little wider, over the seams
+        color = scale[round(255 * i / (steps - 1))]
+        drawing.box(left + width / steps * i, y - 5, width / steps + (0.5 if i < steps - 1 else 0), 10, color)
+    drawing.text(left - 6, y, "0", "end", SMALL)
+    drawing.text(left + width + 6, y, "100 %", "start", SMALL)
 
 
 def _header_height(labels: list[str], cell: float) -> float:
@@ -383,8 +352,8 @@ def _is_flat(labels: Iterable[str], cell: float) -> bool:
     return all(text_width(label, SMALL) <= cell - 2 for label in labels)
 
 
-def _hatch(part: str) -> str | None:
-    return "////" if part == "other" else None
+def _hatch(part: str) -> str:
+    return OTHER if part == "other" else ""
 
 
 def _spaced(name: str) -> str:

@@ -51,8 +51,8 @@ class Sample:
 class Clusters:
     """The clusters of one kind that have answers: how many there are, and sums over them of products.
 
-    `products` has the shape (2 k, 2 k) for k samples: of the cluster's count and n in the first sample, count and n in
-    the second, ..., each with each.
+    `products` has the shape (2 k, 2 k) for k samples: of the cluster's count and n in the first sample, count and
+    n in the second, ..., each with each.
     """
 
     number: int

@@ -1,14 +1,14 @@
 """Participants' differences of rates between two models: their mean, and the exact test of zero.
 
-For new participants on these images. Differences are given with how many participants have each, as there are few
-different ones among many participants; nothing hangs on their order.
+For new participants on these images. Differences are given one by one, or with how many participants have each:
+there are few different ones among many participants. Nothing hangs on their order.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -24,9 +24,7 @@ GRID_LIMIT = 2**22
 WORK_LIMIT = 2**31
 
 
-
-Differences = Mapping[Fraction, int]
-"""Difference -> participants who have it, each more than 0."""
+Differences = Mapping[Fraction, int] | Iterable[Fraction]
 
 
 @dataclass(frozen=True)
@@ -55,19 +53,17 @@ def sign_flip(differences: Differences) -> SignFlip | None:
     Fisher, The Design of Experiments (1935), section 21; distribution by convolution: Pagano and Tritchler,
     JASA 78 (1983) 435; mid-p: Lancaster, JASA 56 (1961) 223.
     """
-    if not differences:
-        return None
     numerators, _ = _common_denominator(differences)
+    if not numerators:
+        return None
     divisor = math.gcd(*numerators) or 1
     magnitudes: Counter[int] = Counter()
     for x, people in numerators.items():
         if x:
             magnitudes[abs(x) // divisor] += people
     observed = abs(sum(x * people for x, people in numerators.items())) // divisor
-    p, p_mid, exact = _two_tails(
-        tuple(sorted(magnitudes.items())), observed, GRID_LIMIT, WORK_LIMIT
-    )
-    return SignFlip(p, p_mid, sum(differences.values()), exact)
+    p, p_mid, exact = _two_tails(tuple(sorted(magnitudes.items())), observed, GRID_LIMIT, WORK_LIMIT)
+    return SignFlip(p, p_mid, numerators.total(), exact)
 
 
 @lru_cache(maxsize=256)
@@ -98,10 +94,10 @@ def mean_difference(differences: Differences, level: float = 0.95) -> tuple[floa
     Raises ValueError for a level outside (0, 1). Student, Biometrika 6 (1908) 1.
     """
     check_level(level)
-    n = sum(differences.values())
+    numerators, denominator = _common_denominator(differences)
+    n = numerators.total()
     if n == 0:
         return None, Interval(None, None, "There are no participants to compare.")
-    numerators, denominator = _common_denominator(differences)
     total = sum(x * people for x, people in numerators.items())
     mean = float(Fraction(total, n * denominator))
     if n == 1:
@@ -140,9 +136,10 @@ def _lower_tail(magnitudes: Sequence[int], tail: int) -> Floats:
     return patterns * 0.5**halvings
 
 
-def _common_denominator(differences: Differences) -> tuple[dict[int, int], int]:
+def _common_denominator(differences: Differences) -> tuple[Counter[int], int]:
     """The numerators over the least common denominator, with how many participants have each; and it."""
-    denominator = math.lcm(*(d.denominator for d in differences))
-    return {
-        d.numerator * (denominator // d.denominator): people for d, people in differences.items()
-    }, denominator
+    counted = Counter(differences)
+    denominator = math.lcm(*(d.denominator for d in counted))
+    return Counter(
+        {d.numerator * (denominator // d.denominator): people for d, people in counted.items()}
+    ), denominator

@@ -1,29 +1,12 @@
-"""The dashboard's figures: matplotlib's SVG, with the page's text color and typeface, in light, dark or print.
+"""The dashboard's figure of rates, and what its figures share: colors, names of models, words."""
 
-All are WIDTH units wide, so that equal type sizes are equal on a page. What has to lie beside a text is placed by
-`text_width`, since the page's typeface is not matplotlib's.
-"""
+from collections.abc import Sequence
 
-import io
-import unicodedata
-import warnings
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
-from hashlib import sha256
-from threading import Lock
-from typing import TYPE_CHECKING, Any, ParamSpec
-from xml.etree import ElementTree
-
+from app.drawing import SIZE, SMALL, WIDTH, Drawing, Panel, text_width, wrapped
 from app.outcomes import OUTCOMES
 from app.printed import percent
 from app.stats import Rate
 
-if TYPE_CHECKING:  # slow to import, and few commands need it
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.typing import ColorType
-
-INK = "#010203"  # replaced by the page's text color
 COLORS = {  # Okabe-Ito: told apart by color-blind readers and in gray print
     "undefended": "#d55e00",
     "distilled": "#0072b2",
@@ -32,227 +15,20 @@ COLORS = {  # Okabe-Ito: told apart by color-blind readers and in gray print
     "double_backprop": "#e69f00",
 }
 OTHER = "#777777"
-WIDTH = 720  # of every figure, in units of its viewBox
-SIZE = 11  # of text
-SMALL = 10
 NAMES = 126  # the widest that the names of models get
 NO_ANSWERS = "no answers yet"
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a "$" in a name is a "$"
-    "font.family": "sans-serif",
-    "font.size": SIZE,
-    "text.color": INK,
-    "axes.titlesize": SIZE,
-    "axes.titlelocation": "left",
-    "axes.labelsize": SMALL,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "axes.axisbelow": True,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.major.pad": 8,
-    "ytick.major.pad": 6,
-    "grid.color": INK,
-    "grid.alpha": 0.15,
-    "grid.linewidth": 1,
-    "lines.linewidth": 3,
-    "lines.markersize": 8,
-    "lines.markeredgewidth": 0,
-    "legend.frameon": False,
-    "legend.borderpad": 0,
-    "legend.borderaxespad": 0,
-    "legend.handlelength": 14 / SIZE,
-    "legend.handleheight": 14 / SIZE,
-    "legend.handletextpad": 6 / SIZE,
-    "legend.labelspacing": 0.45,
-    "hatch.color": OTHER,
-    "hatch.linewidth": 1.2,
-}
-
-SVG = "{http://www.w3.org/2000/svg}"
-ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
-ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-
-P = ParamSpec("P")
-_LOCK = Lock()  # matplotlib's settings are the process's
-_DRAWN: dict[bytes, str] = {}  # figures by what they show, the latest used last
-_KEPT = 64
 
 
-def drawn(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw in STYLE, one figure at a time, and the same figure only once: arguments are known by their repr."""
-
-    @wraps(draw)
-    def kept(*args: P.args, **kwargs: P.kwargs) -> str:
-        key = sha256(f"{draw.__qualname__} {args!r} {kwargs!r}".encode()).digest()
-        with _LOCK:
-            svg = _DRAWN.pop(key, None) or _styled(draw, *args, **kwargs)
-            _DRAWN[key] = svg
-            if len(_DRAWN) > _KEPT:
-                del _DRAWN[next(iter(_DRAWN))]
-        return svg
-
-    return kept
-
-
-def _styled(draw: Callable[P, str], *args: P.args, **kwargs: P.kwargs) -> str:
-    import matplotlib
-
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": draw.__qualname__}), warnings.catch_warnings():
-        # The page's typeface may well have what matplotlib's lacks.
-        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
-        return draw(*args, **kwargs)
-
-
-def canvas(height: float) -> "Figure":
-    """A figure of WIDTH x `height` units."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH / 72, height / 72), frameon=False)
-
-
-def panel(figure: "Figure", left: float, top: float, width: float, height: float) -> "Axes":
-    """Axes without a frame and a vertical axis, in units from the figure's upper left corner."""
-    tall = 72 * figure.get_figheight()
-    ax = figure.add_axes(
-        (left / WIDTH, 1 - (top + height) / tall, width / WIDTH, height / tall), frame_on=False
-    )
-    ax.yaxis.set_visible(False)
-    return ax
-
-
-def note(ax: "Axes", x: float, y: float, words: str, dx: float = 0, dy: float = 0, **how: Any) -> None:
-    """`words` beside a point of the data: the middle of the line lies `dx` units to its right and `dy` above."""
-    how = {"ha": "center", "va": "center_baseline", "annotation_clip": False, **how}
-    ax.annotate(words, (x, y), (dx, dy), textcoords="offset points", **how)
-
-
-def write(ax: "Axes", x: float, y: float, words: str, **how: Any) -> None:
-    """`words` with their middle at a point of the data: hundreds, and not clipped by the axes, which takes time."""
-    ax.figure.text(
-        x, y, words, transform=ax.transData, **{"ha": "center", "va": "center_baseline", "size": SMALL, **how}
-    )
-
-
-def headed(ax: "Axes", words: str, width: float, above: float = 22) -> None:
-    """A heading, its first line so far above the axes."""
-    ax.set_title("\n".join(wrapped(words, width)), y=1, pad=above + SIZE / 2, va="top")
-
-
-def named(ax: "Axes", names: Sequence[str], gap: float = 14) -> None:
-    """The names of models to the left of rows 0, 1, ..."""
-    for row, name in enumerate(names):
+def named(drawing: Drawing, names: Sequence[str], right: float, top: float, row: float) -> None:
+    """The names of models, so far to the right, in rows of which the first has its middle at `top`."""
+    for i, name in enumerate(names):
         lines = wrapped(name, NAMES)
-        for i, line in enumerate(lines):  # each a text of its own: right-aligned in any typeface
-            at = ((len(lines) - 1) / 2 - i) * 1.2 * SIZE
-            note(ax, 0, row, line, -gap, at, xycoords=("axes fraction", "data"), ha="right")
+        drawing.lines(right, top + row * i - (len(lines) - 1) / 2 * 1.2 * SIZE, lines, "end")
 
 
 def names_width(names: Sequence[str]) -> float:
     """The room that `named` takes."""
     return max((text_width(line) for name in names for line in wrapped(name, NAMES)), default=0)
-
-
-def percent_axis(ax: "Axes") -> None:
-    """A horizontal axis of 0 to 100 % with its grid."""
-    ax.set_xlim(0, 100)
-    ax.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    ax.grid(axis="x", clip_on=False)
-
-
-def finish(figure: "Figure", title: str, description: str) -> str:
-    """The figure as a part of a page, with all that it shows in words."""
-    import matplotlib
-
-    salt = f"{matplotlib.rcParams['svg.hashsalt']} {title} {description}"
-    with matplotlib.rc_context({"svg.hashsalt": salt}):  # so that figures of a page share no id
-        return _inline(as_svg(figure), title, description)
-
-
-def as_svg(figure: "Figure", **how: Any) -> str:
-    """The figure as a file."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg", **{"metadata": {"Date": None}, **how})
-    return out.getvalue()
-
-
-def _inline(svg: str, title: str, description: str) -> str:
-    """What matplotlib drew, for a page whose policy forbids inline styles, which would also reach all of it."""
-    root = ElementTree.fromstring(svg[svg.index("<svg") :].replace(INK, "currentColor"))
-    for defs in root.findall(f"{SVG}defs"):
-        for style in defs.findall(f"{SVG}style"):
-            # The one rule, for *, becomes what everything inherits.
-            for name, value in _declarations((style.text or "").strip().removeprefix("*{").removesuffix("}")):
-                root.set(name, value)
-            defs.remove(style)
-    for metadata in root.findall(f"{SVG}metadata"):
-        root.remove(metadata)
-    named, meant = [], set()
-    for element in root.iter():
-        element.tail = None
-        if not (element.text or "").strip():
-            element.text = None
-        for name, value in _declarations(element.attrib.pop("style", "")):
-            if name != "font-family":  # the page's
-                element.set(name, value)
-        if "id" in element.attrib:
-            named.append(element)
-        for value in element.attrib.values():
-            if "#" in value:
-                meant.add(value.removeprefix("url(").removesuffix(")").removeprefix("#"))
-    for element in named:
-        if element.attrib["id"] not in meant:
-            del element.attrib["id"]
-    del root.attrib["height"]
-    root.set("width", "100%")
-    root.set("role", "img")
-    root.set("aria-label", f"{title}. {description}")
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _declarations(css: str) -> list[tuple[str, str]]:
-    """`a: b; c: d` as pairs. Every property that matplotlib sets is also an attribute of the same name."""
-    pairs = (declaration.partition(":") for declaration in css.split(";") if declaration.strip())
-    return [(name.strip(), value.strip()) for name, _, value in pairs]
-
-
-def text_width(words: str, size: float = SIZE) -> float:
-    """About how wide `words` get, rather too wide: which of the page's typefaces a reader has is not known."""
-    return size * sum(map(_em, words))
-
-
-@lru_cache(1024)
-def _em(character: str) -> float:
-    if unicodedata.east_asian_width(character) in "WF":
-        return 1.05
-    if character in "iljtfrI.,:;'’|()[] -":
-        return 0.37
-    return 0.9 if character in "mwMW@%" else 0.72 if character.isupper() else 0.58
-
-
-def wrapped(words: str, width: float, lines: int = 2) -> list[str]:
-    """`words` in at most so many lines of that width, broken at spaces; "…" stands for what does not fit."""
-    words = " ".join(words.replace("_", " ").split())
-    found: list[str] = []
-    while words:
-        cut = words
-        while text_width(cut) > width:
-            cut = cut[:-1]
-        if cut == words:
-            return [*found, words]
-        if len(found) == lines - 1:
-            while text_width(cut + "…") > width:
-                cut = cut[:-1]
-            return [*found, cut.rstrip() + "…"]
-        head = words[: len(cut) + 1].rpartition(" ")[0] or cut
-        found.append(head)
-        words = words[len(head) :].lstrip()
-    return found
 
 
 def apart(places: list[float], least: float, first: float, last: float) -> list[float]:
@@ -275,15 +51,13 @@ def shown(rate: Rate) -> tuple[float, float, float] | None:
     return rate.rate, rate.low, rate.high
 
 
-def on(color: "ColorType") -> str:
-    """Black or white, whichever has more contrast (WCAG) on that color."""
-    from matplotlib.colors import to_rgb
-
-    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color))
+def on(color: str) -> str:
+    """Black or white, whichever has more contrast (WCAG) on that color, #rrggbb."""
+    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return "#000000" if 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 else "#ffffff"
 
 
-@drawn
 def rates_figure(models: dict[str, dict[str, Rate]], outcomes: dict[str, str], title: str) -> str:
     """Rates with their intervals, one panel an outcome, one line a model; a tick is the level of chance.
 
@@ -292,36 +66,36 @@ def rates_figure(models: dict[str, dict[str, Rate]], outcomes: dict[str, str], t
     names = list(models)
     left, top, row = names_width(names) + 14, 52, 40
     bottom = top + row * max(len(names) - 1, 0) + 26
-    figure = canvas(bottom + 22)
+    drawing = Drawing(bottom + 22)
     gap = 44  # between panels
     width = (WIDTH - left - 30 + gap) / max(1, len(outcomes)) - gap
     explained = False
     for i, (outcome, heading) in enumerate(outcomes.items()):
-        ax = panel(figure, left + i * (width + gap) + 6, top - 22, width, bottom - top + 22)
-        ax.set_ylim(max(len(names) - 1, 0) + 26 / row, -22 / row)
-        headed(ax, heading, width + gap - 12)
-        percent_axis(ax)
+        panel = Panel(drawing, left + i * (width + gap) + 6, top - 22, width, bottom - top + 22)
+        panel.headed(heading, width + gap - 12)
+        panel.percents()
         if i == 0:
-            named(ax, names, 20)
-        levels = []  # of chance: (row, percent)
-        for y, (name, rates) in enumerate(models.items()):
+            named(drawing, names, left - 14, top, row)
+        levels = []  # of chance: where
+        for k, (name, rates) in enumerate(models.items()):
+            y = top + row * k
             found, chance = shown(rates[outcome]), chance_of(rates, outcome)
-            if chance is not None:
-                levels.append((y, 100 * chance))
-                ends = (y - 7 / row, y + 9 / row)
-                ax.vlines(100 * chance, *ends, colors=INK, linewidth=1.5, clip_on=False, zorder=2.5)
-            if not found:
-                note(ax, 0, y, NO_ANSWERS, 4, ha="left", size=SMALL)
-                continue
-            rate, low, high = (100 * share for share in found)
             color = COLORS.get(name, OTHER)
-            ax.plot([low, high], [y, y], color=color, solid_capstyle="round", clip_on=False)
-            ax.plot(rate, y, "o", color=color, clip_on=False, zorder=3)
-            note(ax, rate, y, f"{percent(found[0])} %", dy=14)
+            if found:
+                rate, low, high = (panel.x(100 * share) for share in found)
+                drawing.line([(low, y), (high, y)], color, width=3, cap="round")
+            if chance is not None:
+                levels.append((panel.x(100 * chance), y))
+                drawing.line([(levels[-1][0], y - 7), (levels[-1][0], y + 9)], width=1.5)
+            if found:
+                drawing.dot(rate, y, 4, color)
+                drawing.text(rate, y - 14, f"{percent(found[0])} %")
+            else:
+                drawing.text(panel.left + 4, y, NO_ANSWERS, "start", SMALL)
         if levels and not explained:  # at the lowest, which no other row's percentage can touch
-            note(ax, levels[-1][1], levels[-1][0], "chance", dy=-16, size=SMALL)
+            drawing.text(levels[-1][0], levels[-1][1] + 16, "chance", size=SMALL)
             explained = True
-    return finish(figure, title, describe(models, outcomes))
+    return drawing.inline(title, describe(models, outcomes))
 
 
 def chance_of(rates: dict[str, Rate], outcome: str) -> float | None:

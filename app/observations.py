@@ -1,7 +1,7 @@
 """Participants' answers as columns, read once: what has been read of somebody is kept until their row changes.
 
-Every answer, end and withdrawal changes the participant's row in the same transaction, so the rows say whose answers
-have to be read again; a page over 300,000 answers then reads some dozens.
+Every answer, end and withdrawal changes the participant's row in the same transaction, so the rows say whose
+answers have to be read again; a page over 300,000 answers then reads some dozens.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _read_stimuli(session: Session, study: Study) -> Stimuli:
     return Stimuli(
         labels=labels,
         row={row.id: i for i, row in enumerate(rows)},
-        clean={id_: label for id_, label in clean},
+        clean={row.id: row.source_label for row in clean},
         sha256=tuple(row.sha256 for row in rows),
         prediction=tuple(row.prediction for row in rows),
         probability=np.array([row.target_probability for row in rows], np.float64),
@@ -224,49 +224,40 @@ def _read(session: Session, ids: list[int], stimuli: Stimuli) -> Iterator[tuple[
 
 
 def _seen(rows: Sequence[Row[*tuple[Any, ...]]], stimuli: Stimuli) -> dict[int, Seen]:
-    """Participant.id -> what these trials say, which are in the order of participant and position; of one at least."""
-    (who, kind, stimulus, clean, placebo, order, label, second, label_ms, at_labels, verdict, verdict_ms, at_verdicts) = (
-        zip(*rows, strict=True)
-    )
-    code: dict[str | None, int] = {name: i for i, name in enumerate(stimuli.labels)}
-    code |= {NONE_PLAUSIBLE: NONE, None: NOT_ASKED}
-    first = _coded(label, code)
+    """Participant.id -> what these trials say, one at least, in the order of participant and position."""
+    who, kind, stimulus, clean, placebo, order, *answers = zip(*rows, strict=True)
+    label, second, label_ms, label_notes, verdict, verdict_ms, verdict_notes = answers
+
+    def whether(truths: Iterable[bool]) -> Mask:
+        return np.fromiter(truths, np.bool_, len(rows))
+
     people = np.array(who, np.int64)
     starts = np.flatnonzero(np.diff(people, prepend=people[0] - 1))
-    answered = np.fromiter((name is not None for name in label), np.bool_, len(rows))
-    main = answered & np.fromiter((k == "main" and s is not None for k, s in zip(kind, stimulus, strict=True)), np.bool_, len(rows))
-    places = np.zeros(len(rows), np.int32)
-    places[main] = np.fromiter((stimuli.row[s] for s, m in zip(stimulus, main.tolist(), strict=True) if m), np.int32)
-    before = np.cumsum(main) - main
+    answered = whether(name is not None for name in label)
+    main = answered & whether(k == "main" for k in kind)
+    before: Ints = np.cumsum(main) - main
     # Images are labelled in the order of the trials, so a trial's rank among the answered is its rank of all.
-    rank = before - np.repeat(before[starts], np.diff(starts, append=len(rows)))
-    ints = np.stack([places, rank, first, _coded(second, code), _coded(placebo, code), _coded(verdict, VERDICTS)], axis=1).astype(np.int32)
+    rank: Ints = before - np.repeat(before[starts], np.diff(starts, append=len(rows)))
+    code: dict[str | None, int] = {name: i for i, name in enumerate(stimuli.labels)}
+    code |= {NONE_PLAUSIBLE: NONE, None: NOT_ASKED}
+    labels = (_coded(label, code), _coded(second, code), _coded(placebo, code))
+    shown = np.fromiter((stimuli.row.get(id_, -1) for id_ in stimulus), np.int64, len(rows))
+    ints = np.stack([shown, rank, *labels, _coded(verdict, VERDICTS)], axis=1).astype(np.int32)
     floats = np.stack([np.array(ms, np.float64) for ms in (label_ms, verdict_ms)], axis=1)  # None becomes NaN
-    right = np.fromiter(
-        (k == "control" and name is not None and name == stimuli.clean.get(c) for k, name, c in zip(kind, label, clean, strict=True)),
-        np.bool_, len(rows),
+    right = whether(
+        k == "control" and name is not None and name == stimuli.clean.get(id_)
+        for k, name, id_ in zip(kind, label, clean, strict=True)
     )
-    counts = np.stack(
-        [
-            np.ones(len(rows), np.int64),
-            answered,
-            np.fromiter((o is not None for o in order), np.bool_, len(rows)),
-            np.fromiter((v is not None for v in verdict), np.bool_, len(rows)),
-            right,
-        ],
-        axis=1,
-    )
-    summed = np.add.reduceat(counts.astype(np.int64), starts, axis=0).tolist()
-    disturbances = _disturbances(who, (at_labels, at_verdicts))
-    found = {}
-    for start, end, own in zip(starts.tolist(), [*starts.tolist()[1:], len(rows)], summed, strict=True):
-        its = main[start:end]
-        found[who[start]] = Seen(
-            *own,
-            disturbances=disturbances.get(who[start], UNDISTURBED),
-            ints=ints[start:end][its],  # a copy, so that nothing keeps the whole
-            floats=floats[start:end][its],
-        )
+    to_judge, judged = (whether(value is not None for value in column) for column in (order, verdict))
+    marks = np.stack([np.ones_like(main), answered, to_judge, judged, right], axis=1).astype(np.int64)
+    counts = np.add.reduceat(marks, starts, axis=0).tolist()
+    disturbances = _disturbances(who, (label_notes, verdict_notes))
+    found: dict[int, Seen] = {}
+    ends = [*starts.tolist()[1:], len(rows)]
+    for start, end, own in zip(starts.tolist(), ends, counts, strict=True):
+        noted = disturbances.get(who[start], UNDISTURBED)
+        its = np.flatnonzero(main[start:end]) + start  # copies, so that nothing keeps the whole
+        found[who[start]] = Seen(own[0], own[1], own[2], own[3], own[4], noted, ints[its], floats[its])
     return found
 
 

@@ -38,7 +38,7 @@ class Power:
 
 
 def sign_flips(differences: Ints) -> tuple[Floats, Floats]:
-    """`stats.sign_flip` of many studies at once: p and mid-p, each of shape (replicates,).
+    """`differences.sign_flip` of many studies at once: p and mid-p, each of shape (replicates,).
 
     `differences`, of shape (replicates, participants), are integers: differences of counts where every
     participant has equally many answers. The distribution of the sum of signed magnitudes m is inverted from its

@@ -2,45 +2,57 @@
 
 from collections.abc import Sequence
 
-from app.figures import COLORS, INK, WIDTH, as_svg, canvas, drawn, finish, note, panel
+from app.drawing import SMALL, WIDTH, Drawing, Panel
+from app.figures import COLORS
 from app.power import Power
 from app.printed import percent
 
 
-@drawn
 def figure(powers: Sequence[Power], wanted: float, title: str, inline: bool = False) -> str:
     """Power over the number of participants, an SVG with a title; `inline` for a page with a strict policy."""
     ordered = sorted(powers, key=lambda p: p.participants)
-    n = [p.participants for p in ordered]
     blue, vermilion = COLORS["distilled"], COLORS["undefended"]  # the lines differ in their dashes too
     lines = (
-        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], blue, "-", (10, -12), "left"),
+        ("these images", [(p.sign_flip, p.sign_flip_se) for p in ordered], blue, "", (10, 12), "start"),
         (
             "new images too",
             [(p.new_images, p.new_images_se) for p in ordered],
             vermilion,
-            "--",
-            (-8, 6),
-            "right",
+            "7.4 3.2",
+            (-8, -6),
+            "end",
         ),
     )
-    chart = canvas(280)
-    ax = panel(chart, 44, 12, WIDTH - 64, 220)
-    for name, values, color, dashes, beside, side in lines:
-        power = [100 * value for value, _ in values]
-        error = [100 * se for _, se in values]
-        ax.errorbar(n, power, error, color=color, linestyle=dashes, linewidth=2, marker="o", markersize=5)
-        place = min(range(len(n)), key=lambda i: abs(power[i] - 50))  # where the line is steep
-        note(ax, n[place], power[place], name, *beside, color=color, ha=side)
-    ax.axhline(100 * wanted, color=INK, linewidth=0.8, alpha=0.6)
-    note(ax, 1, 100 * wanted, f"{percent(wanted)} %", 0, 8, xycoords=ax.get_yaxis_transform(), ha="right")
-    ax.set(xlabel="participants", xlim=(0, 1.04 * n[-1]), ylim=(-2, 104))
-    ax.yaxis.set_visible(True)
-    ax.set_yticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
-    ax.grid(axis="y")
-    if inline:
-        return finish(chart, title, describe(ordered))
-    return as_svg(chart, facecolor="white", metadata={"Date": None, "Title": title})
+    drawing = Drawing(280)
+    panel = Panel(drawing, 44, 12, WIDTH - 64, 220, 0, 1.04 * ordered[-1].participants)
+    xs = [panel.x(p.participants) for p in ordered]
+
+    def height(share: float) -> float:
+        return panel.bottom - panel.height * (100 * share + 2) / 106
+
+    for share, said in ((0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (1, "100 %")):
+        drawing.line([(panel.left, height(share)), (WIDTH - 20, height(share))], cap="square", opacity=0.15)
+        drawing.text(panel.left - 6, height(share), said, "end", SMALL)
+    for tick in _ticks(ordered[-1].participants):
+        drawing.text(panel.x(tick), panel.bottom + 11.8, f"{tick:g}", size=SMALL)
+    drawing.text(panel.left + panel.width / 2, panel.bottom + 30, "participants", size=SMALL)
+    for name, values, color, dashes, (dx, dy), anchor in lines:
+        ys = [height(power) for power, _ in values]
+        drawing.line(list(zip(xs, ys, strict=True)), color, width=2, dashes=dashes)
+        for x, y, (power, se) in zip(xs, ys, values, strict=True):
+            drawing.line([(x, height(power - se)), (x, height(power + se))], color, width=2)
+            drawing.dot(x, y, 2.5, color)
+        place = min(range(len(xs)), key=lambda i: abs(values[i][0] - 0.5))  # where the line is steep
+        drawing.text(xs[place] + dx, ys[place] + dy, name, anchor, color=color)
+    drawing.line([(panel.left, height(wanted)), (WIDTH - 20, height(wanted))], width=0.8, opacity=0.6)
+    drawing.text(WIDTH - 20, height(wanted) - 8, f"{percent(wanted)} %", "end")
+    return drawing.inline(title, describe(ordered)) if inline else drawing.alone(title)
+
+
+def _ticks(last: int) -> range:
+    """Round numbers from 0 to `last`, some six of them."""
+    step = next(k * 10**e for e in range(12) for k in (1, 2, 5) if last / (k * 10**e) <= 7)
+    return range(0, last + 1, step)
 
 
 def describe(powers: Sequence[Power]) -> str:

@@ -50,7 +50,7 @@ class Progress:
 
 
 Mark = tuple[int, int, str, str, str | None, str | None]
-"""A participant's id, number and name, and when they were last seen, finished and withdrew, as the database has it."""
+"""A participant's id, number and name, and when they were last seen, finished and withdrew, as stored."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Person:
 
 @dataclass(frozen=True, eq=False)
 class Monitor:
-    """Every participant of one study version, in the order of arrival. It never changes: what changes makes another."""
+    """Every participant of one study version, in the order of arrival. A change makes another one."""
 
     marks: list[Mark]
     people: dict[int, Person]  # by Participant.id
@@ -212,7 +212,7 @@ def _marks(session: Session, study: Study, data: Data) -> list[Mark]:
         .where(*observations.belonging(study, data))
         .order_by(Participant.number)
     )
-    return [tuple(row) for row in rows]
+    return [(i, number, name, seen, end, out) for i, number, name, seen, end, out in rows]
 
 
 def _read(

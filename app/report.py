@@ -24,7 +24,7 @@ from app.web import Db, now
 
 router = APIRouter(dependencies=[Depends(auth.require_researcher)])
 
-LIBRARIES = ("numpy", "scipy", "matplotlib", "SQLAlchemy")
+LIBRARIES = ("numpy", "scipy", "SQLAlchemy")
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,9 @@ def compute(
         kept = memory.about(study, data)
         frames = _frames(session, study, definition, memory)
         looks = [_as_seen(look, seen.get(look.n)) for look in _looks(definition, frames, people, kept)]
-        masked = len(people.complete) < target and unmasking is None and not any(look.crossed for look in looks)
+        masked = (
+            len(people.complete) < target and unmasking is None and not any(look.crossed for look in looks)
+        )
         packs = _packs(definition, frames, people, masked, kept)
     early = (
         unmasking is not None
@@ -185,11 +187,16 @@ def _packs(
         counting = _brought(kept, ("included", name), people.included, partial(tally.summed_rates, frame))
         packs[name] = get(kept, ("rates", name), counting, partial(_rates, frame, counting.sums))
         if not masked:
-            done = _brought(kept, ("complete", name), people.complete, partial(tally.summed_comparisons, frame))
+            done = _brought(
+                kept, ("complete", name), people.complete, partial(tally.summed_comparisons, frame)
+            )
             packs[name] = replace(
                 packs[name],
                 comparisons=get(
-                    kept, ("comparisons", name), done, partial(_comparisons, definition, name, frame, done.sums)
+                    kept,
+                    ("comparisons", name),
+                    done,
+                    partial(_comparisons, definition, name, frame, done.sums),
                 ),
                 views=get(
                     kept,
@@ -248,13 +255,17 @@ def _as_seen(look: Look, seen: SeenLook | None) -> Look:
     if seen is None:
         return look
     then = Comparison(**seen.comparison)
-    return replace(look, found=then, seen_at=seen.at, still=look.found is not None and _same(look.found, then))
+    return replace(
+        look, found=then, seen_at=seen.at, still=look.found is not None and _same(look.found, then)
+    )
 
 
 def _same(now: Comparison, then: Comparison) -> bool:
     """Whether two are of the same answers: other libraries may give another last digit."""
     return all(
-        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15) if isinstance(a, float) and isinstance(b, float) else a == b
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-15)
+        if isinstance(a, float) and isinstance(b, float)
+        else a == b
         for a, b in zip(vars(now).values(), vars(then).values(), strict=True)
     )
 
@@ -348,5 +359,7 @@ def comments(session: Session, found: Results, most: int | None = None) -> tuple
         )
         for pseudonym, order, text in rows
     ]
-    number = select(func.count()).select_from(Comment).join(Participant, Comment.participant_id == Participant.id)
+    number = (
+        select(func.count()).select_from(Comment).join(Participant, Comment.participant_id == Participant.id)
+    )
     return shown, session.scalar(number.where(*wrote)) or 0

@@ -73,7 +73,9 @@ class Running:
     sums: Sums
 
 
-def brought(before: Running | None, members: Mapping[int, Seen], summed: Callable[[Sequence[Seen]], Sums]) -> Running:
+def brought(
+    before: Running | None, members: Mapping[int, Seen], summed: Callable[[Sequence[Seen]], Sums]
+) -> Running:
     """The sums over `members`, from those `before` and what differs; `before` itself where nothing does."""
     known = before.members if before else {}
     gone = [own for id_, own in known.items() if members.get(id_) is not own]
@@ -160,7 +162,8 @@ def _views(frame: Frame, found: ScoredAnswers) -> dict[str, Ints]:
             [np.bincount(found.model[parts[name]], minlength=models) for name in COMPONENTS], axis=1
         ),
         "pairs": np.stack(
-            [np.bincount(pair[mask], minlength=models * labels**2) for mask in (hit, of_outcome.counted)], axis=1
+            [np.bincount(pair[mask], minlength=models * labels**2) for mask in (hit, of_outcome.counted)],
+            axis=1,
         ).reshape(models, labels, labels, 2),
         "stimuli": np.stack(
             [
@@ -193,8 +196,8 @@ def _named(own: Ints, code: Ints, size: int, labels: int) -> Ints:
 def summed_comparisons(frame: Frame, people: Sequence[Seen]) -> Sums:
     """What comparisons are made of.
 
-    Columns of `products` are count and n of each model. `kinds` says for (place of the outcome, of a model, of a later
-    model) how many participants have each (count, n, count, n), neither n being 0.
+    Columns of `products` are count and n of each model. `kinds` says for (place of the outcome, of a model, of a
+    later model) how many participants have each (count, n, count, n), neither n being 0.
     """
     found = frame.answers(people)
     models = len(frame.models)
@@ -211,7 +214,7 @@ def summed_comparisons(frame: Frame, people: Sequence[Seen]) -> Sums:
         arrays[f"{name}.products"] = wide.transpose(0, 2, 1) @ wide
         there = table[..., 1] > 0
         arrays[f"{name}.clusters"] = (there[..., :, None] | there[..., None, :]).sum(axis=1)
-    kinds = {
+    kinds: dict[tuple[int, ...], Counter[tuple[int, ...]]] = {
         (k, a, b): _kinds(by_people[k][:, [a, b]])
         for k in range(len(codes))
         for a, b in combinations(range(models), 2)
@@ -232,9 +235,7 @@ def compared(sums: Sums, k: int, a: int, b: int) -> Clustered:
         for name in ("people", "both")
     )
     number = int(np.count_nonzero(by_image[:, 1] + by_image[:, 3]))
-    return Clustered(
-        by_image.sum(axis=0).tolist(), people, Clusters(number, products(by_image)), both
-    )
+    return Clustered(by_image.sum(axis=0).tolist(), people, Clusters(number, products(by_image)), both)
 
 
 def _kinds(table: Ints) -> Counter[tuple[int, ...]]:

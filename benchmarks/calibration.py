@@ -23,7 +23,8 @@ from scipy.special import expit
 from statsmodels.stats.proportion import proportion_confint  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from app import sequential, stats
+from app import differences, sequential, stats
+from app.clusters import Clustered, Sample
 from app.population import (
     NO_SPREAD,
     Bools,
@@ -149,7 +150,8 @@ def page_covers(answers: Bools, source: Ints, mask: Bools, truth: float) -> Bool
     covered = np.zeros(len(answers), bool)
     for i in range(len(answers)):
         chosen = mask[i]
-        found = stats.rate(stats.Sample.of_answers(people[chosen], source[i][chosen], answers[i][chosen]))
+        sample = Sample.of_answers(people[chosen], source[i][chosen], answers[i][chosen])
+        found = stats.rate(Clustered.of(sample))
         assert found.low is not None
         assert found.high is not None
         covered[i] = found.low <= truth <= found.high
@@ -257,7 +259,7 @@ def comparison(
 
 
 def paired_t(differences: Floats) -> tuple[Floats, Floats]:
-    """Means, and half the widths of 95 % intervals (0 where all are equal), as `stats.mean_difference` has them."""
+    """Means, and half the widths of 95 % intervals (0 where all are equal), as `app.differences` has them."""
     n = differences.shape[1]
     spread = differences.std(1, ddof=1)
     half = -distributions.t.ppf((1 - LEVEL) / 2, n - 1) * spread / math.sqrt(n)
@@ -271,19 +273,17 @@ def check(
     labels = answers.shape[2]
     people = np.broadcast_to(np.arange(answers.shape[1])[:, None], answers.shape[1:3]).ravel()
     for i, study in enumerate(answers):
-        differences = [Fraction(int(d), labels) for d in study.sum(1) @ [1, -1]]
-        flip = stats.sign_flip(differences)
+        own = [Fraction(int(d), labels) for d in study.sum(1) @ [1, -1]]
+        flip = differences.sign_flip(own)
         assert flip is not None
         assert np.allclose([flip.p, flip.p_mid], [p[i], p_mid[i]], rtol=0, atol=1e-11)
-        center, interval = stats.mean_difference(differences)
+        center, interval = differences.mean_difference(own)
         assert center is not None
         assert abs(center - mean[i]) < 1e-11
         found = 0 if interval.low is None else center - interval.low
         assert abs(found - half[i]) < 1e-11
-        a, b = (
-            stats.Sample.of_answers(people, source[i, ..., m].ravel(), study[..., m].ravel()) for m in (0, 1)
-        )
-        expected = stats.new_images_test(a, b).p
+        a, b = (Sample.of_answers(people, source[i, ..., m].ravel(), study[..., m].ravel()) for m in (0, 1))
+        expected = stats.new_images_test(Clustered.of(a, b)).p
         assert np.isnan(p_new[i]) if expected is None else abs(expected - p_new[i]) < 1e-9
 
 

@@ -12,13 +12,13 @@ from sqlalchemy import delete, func, select
 from app import definition as definitions
 from app.db import Database
 from app.definition import Definition, DefinitionError
+from app.differences import sign_flip
 from app.main import create_app
 from app.models import CleanImage, Image, Pack, Stimulus, Study, StudyPack
 from app.packs import import_pack
 from app.sequential import boundaries
 from app.serving import prepare
 from app.settings import ROOT, Settings
-from app.stats import sign_flip
 from ml import pack as pack_format
 from tests.app.conftest import PREPARED_AT, SECRET, STUDY, begin
 from tests.packs import make_pack

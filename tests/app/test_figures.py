@@ -4,8 +4,7 @@ import functools
 import math
 import random
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from decimal import Decimal
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -13,9 +12,8 @@ from xml.etree.ElementTree import Element
 import matplotlib
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
-from app import charts, figures
+from app import charts, drawing, figures
 from app.outcomes import COMPONENTS
 from app.stats import Rate, exact_interval
 from app.views import QUANTILES, THIRDS, Times
@@ -101,9 +99,8 @@ STUDIES = {
     "hostile names": Study((HOSTILE, "a_model_of_their_own, " * 5), ("a$b$", HOSTILE), 30),
     "many labels": Study(MODELS[:2], tuple(f"class {i}" for i in range(26)), 500),
 }
-TAGS = {"svg", "g", "path", "text", "use", "defs", "clipPath", "rect", "pattern"}
+TAGS = {"svg", "path", "text", "circle", "defs", "rect", "pattern"}
 NUMBER = r"-?[\d.]+(?:e-?\d+)?"
-HREF = "{http://www.w3.org/1999/xlink}href"
 EVERY = [pytest.param(study, id=name) for name, study in STUDIES.items()]
 KINDS = list(STUDIES["three models"].draw())
 
@@ -124,9 +121,14 @@ def paths_of(svg: str, **attributes: str) -> list[Element]:
 
 
 def dots_of(svg: str) -> list[tuple[float, float]]:
-    """The middles of the markers."""
-    uses = ElementTree.fromstring(svg).iter(f"{SVG}use")
-    return [(float(e.attrib["x"]), float(e.attrib["y"])) for e in uses]
+    """The middles of the dots."""
+    dots = ElementTree.fromstring(svg).iter(f"{SVG}circle")
+    return [(float(e.attrib["cx"]), float(e.attrib["cy"])) for e in dots]
+
+
+def dashes_of(svg: str) -> list[Element]:
+    """What stands in cells without answers."""
+    return paths_of(svg, stroke_opacity="0.5")
 
 
 def lines_of(svg: str) -> list[Box]:
@@ -159,9 +161,8 @@ def test_everything_drawn_lies_inside_the_figure(study: Study) -> None:
         assert not re.search(r"\b(nan|inf|None)\b", svg), kind
         root = ElementTree.fromstring(svg)
         _, _, width, height = map(float, (root.get("viewBox") or "").split())
-        assert width == figures.WIDTH
-        markers = {e.attrib["id"]: e for e in root.iter() if "id" in e.attrib}
-        for left, top, right, bottom in (box(e, 1, markers) for e in drawn_in(root)):
+        assert width == drawing.WIDTH
+        for left, top, right, bottom in (box(e, 1) for e in drawn_in(root)):
             assert left >= -0.01, kind
             assert right <= width + 0.01, kind
             assert top >= -0.01, kind
@@ -179,36 +180,27 @@ def test_no_text_lies_on_another(study: Study) -> None:
 
 
 def drawn_in(root: Element) -> Iterator[Element]:
-    for element in root:
-        if element.tag == f"{SVG}g":
-            yield from drawn_in(element)
-        elif element.tag != f"{SVG}defs" and (element.tag != f"{SVG}path" or "d" in element.attrib):
-            yield element  # but for a line without two points
+    return (element for element in root if element.tag != f"{SVG}defs")
 
 
-def box(element: Element, scale: float = 1, markers: dict[str, Element] | None = None) -> Box:
+def box(element: Element, scale: float = 1) -> Box:
     """Left, top, right, bottom; of text about its letters, without what hangs below the line."""
     tag = element.tag.removeprefix(SVG)
     if tag == "path":
         numbers = [float(x) for x in re.findall(NUMBER, element.attrib["d"])]
         xs, ys = numbers[::2], numbers[1::2]
         return min(xs), min(ys), max(xs), max(ys)
-    if tag == "use":
-        x, y = float(element.attrib["x"]), float(element.attrib["y"])
-        left, top, right, bottom = box((markers or {})[element.attrib[HREF].removeprefix("#")])
-        return x + left, y + top, x + right, y + bottom
+    if tag == "circle":
+        x, y, r = (float(element.attrib[name]) for name in ("cx", "cy", "r"))
+        return x - r, y - r, x + r, y + r
     assert tag == "text"
     size = float(element.attrib["font-size"].removesuffix("px"))
-    width = scale * figures.text_width(element.text or "", size)
-    anchor = element.get("text-anchor", "start")
-    left = -{"start": 0, "middle": width / 2, "end": width}[anchor]
-    turned = re.fullmatch(
-        rf"(?:translate\(({NUMBER}) ({NUMBER})\) ?)?(?:rotate\((-0|-90)(?: {NUMBER} {NUMBER})?\))?",
-        element.attrib["transform"],
-    )
-    assert turned
-    x, y = (float(at or element.attrib[name]) for at, name in zip(turned.groups(), "xy", strict=False))
-    if turned.group(3) == "-90":
+    width = scale * drawing.text_width(element.text or "", size)
+    left = -{"start": 0, "middle": width / 2, "end": width}[element.attrib["text-anchor"]]
+    x, y = (float(element.attrib[name]) for name in "xy")
+    turned = element.get("transform")
+    if turned:
+        assert turned == f"rotate(-90 {element.attrib['x']} {element.attrib['y']})"
         return x - 0.75 * size, y - left - width, x, y - left
     return x + left, y - 0.75 * size, x + left + width, y
 
@@ -227,45 +219,8 @@ def test_ids_on_one_page_are_different() -> None:
             for value in element.attrib.values():
                 for reference in re.findall(r"url\(#([^)]*)\)", value):
                     assert reference in own
-            if element.tag == f"{SVG}use":
-                assert element.attrib[HREF].removeprefix("#") in own
         assert all(f"#{name}" in svg for name in own), "no other"
-    assert ids, "hatches, markers"
-
-
-def test_threads_draw_what_one_draws_alone() -> None:
-    few = ["three models", "one participant", "hostile names"]
-    figures._DRAWN.clear()
-    with ThreadPoolExecutor(4) as pool:
-        for name, drawn in pool.map(lambda name: (name, STUDIES[name].drawn_anew("A title")), few * 3):
-            assert drawn == STUDIES[name].draw()
-
-
-def test_what_was_drawn_is_kept_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[str] = []
-    styled = figures._styled
-
-    def counted(draw: Callable[..., str], *args: object) -> str:
-        drawn.append(draw.__name__)
-        return styled(draw, *args)
-
-    monkeypatch.setattr(figures, "_styled", counted)
-    rates = {"undefended": {"human_fooled": rate(1, 3)}}
-    one = figures.rates_figure(rates, {"human_fooled": "Human fooled"}, "Kept")
-    assert figures.rates_figure(dict(rates), {"human_fooled": "Human fooled"}, "Kept") == one
-    assert drawn == ["rates_figure"]
-    rates["undefended"]["human_fooled"] = rate(2, 3)
-    assert figures.rates_figure(rates, {"human_fooled": "Human fooled"}, "Kept") != one
-    assert drawn == ["rates_figure"] * 2
-
-
-def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept: dict[bytes, str] = {}
-    monkeypatch.setattr(figures, "_DRAWN", kept)
-    monkeypatch.setattr(figures, "_KEPT", 2)
-    for title in "abca":
-        STUDIES["no models"].drawn_anew(title)
-        assert len(kept) == 2
+    assert ids, "hatches"
 
 
 @pytest.mark.parametrize("study", EVERY)
@@ -432,7 +387,7 @@ def test_pairs_cell_by_cell() -> None:
         assert f"{model.replace('_', ' ')}: {', '.join(said)}." in label
     assert len(paths_of(svg, fill_opacity="0.15")) == 30
     empty = [n for rows in study.pairs.values() for row in rows for _, n in row].count(0)
-    assert len(dots_of(svg)) == empty - 30, "dashes"
+    assert len(dashes_of(svg)) == empty - 30
     viridis = matplotlib.colormaps["viridis"]
     fills = [to_hex(viridis(k / n)) for rows in study.pairs.values() for row in rows for k, n in row if n]
     squares = [e for e in paths_of(svg) if box(e)[3] - box(e)[1] == pytest.approx(21, abs=0.01)]
@@ -480,7 +435,7 @@ def test_a_study_without_verdicts_has_no_times_of_them() -> None:
 def test_what_is_missing_is_said(kind: str) -> None:
     assert "o answers yet" in label_of(STUDIES["no answers"].draw()[kind])
     svg = STUDIES["no answers"].draw()[kind]
-    assert {"–", "no answers yet"} & set(texts_of(svg)) or len(dots_of(svg)) == 270, "dashes"
+    assert {"–", "no answers yet"} & set(texts_of(svg)) or len(dashes_of(svg)) == 270
 
 
 def test_texts_in_cells_stand_out() -> None:
@@ -505,9 +460,11 @@ def luminance(color: str) -> float:
 
 def test_the_scale_runs_from_the_first_to_the_last_color() -> None:
     for kind in ("digits", "pairs"):
-        steps = [e for e in paths_of(STUDIES["no models"].draw()[kind]) if e.get("clip-path")]
+        steps = [e for e in paths_of(STUDIES["no models"].draw()[kind]) if box(e)[3] - box(e)[1] == 10]
         assert (steps[0].get("fill"), steps[-1].get("fill")) == ("#440154", "#fde725")
         assert 20 < len(steps) < 50
+        lefts, rights = ([box(e)[side] for e in steps] for side in (0, 2))
+        assert all(a < b <= end for a, b, end in zip(lefts, lefts[1:], rights, strict=False)), "no gap"
 
 
 @pytest.mark.parametrize(
@@ -521,57 +478,24 @@ def test_seconds(ms: float, said: str) -> None:
 @pytest.mark.parametrize("lines", [1, 2])
 def test_wrapped_words_fit(lines: int) -> None:
     for words in ("a", "a_name_of_a_model", "x" * 200, "猫" * 50, " ".join(["word"] * 40), ""):
-        found = figures.wrapped(words, 100, lines)
+        found = drawing.wrapped(words, 100, lines)
         assert len(found) <= lines
-        assert all(figures.text_width(line) <= 100 for line in found)
+        assert all(drawing.text_width(line) <= 100 for line in found)
         if found and "…" not in found[-1]:
             assert " ".join(found).replace(" ", "") == words.replace("_", "").replace(" ", "")
 
 
-@pytest.fixture(scope="module")
-def matplotlib_svg() -> str:
-    """A figure as matplotlib draws it."""
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(4, 2))
-        ax = figure.subplots()
-        ax.plot([0, 1], [1, 2], "o--", color=figures.INK, alpha=0.5)
-        ax.set_title(HOSTILE)
-        return figures.as_svg(figure, metadata={"Date": None, "Title": HOSTILE})
+def test_a_line_is_interrupted_where_there_is_no_number() -> None:
+    one = drawing.Drawing(10)
+    one.line([(0, 1), (2, 3), (4, math.nan), (6, 7), (8, 9)])
+    one.line([(0, math.nan), (1, 1)])
+    assert [e.attrib["d"] for e in paths_of(one.inline("", ""))] == ["M 0 1 L 2 3 M 6 7 L 8 9"]
 
 
-def test_every_style_that_matplotlib_set_is_there_as_an_attribute(matplotlib_svg: str) -> None:
-    drawn = ElementTree.fromstring(matplotlib_svg[matplotlib_svg.index("<svg") :])
-    shown = ElementTree.fromstring(figures._inline(matplotlib_svg, HOSTILE, "In words."))
-    assert shown.get("aria-label") == f"{HOSTILE}. In words."
-    assert (shown.get("role"), shown.get("width"), shown.get("height")) == ("img", "100%", None)
-    assert figures.INK not in ElementTree.tostring(shown, encoding="unicode")
-    rule = drawn.find(f"{SVG}defs/{SVG}style")
-    assert rule is not None
-    everywhere = re.fullmatch(r"\*\{([^{}]*)\}", rule.text or "")
-    assert everywhere is not None, "a style sheet of one rule for all elements"
-    for old, new in zip(visible(drawn), visible(shown), strict=True):
-        assert (old[-1].tag, (old[-1].text or "").strip()) == (new[-1].tag, new[-1].text or "")
-        assert "style" not in new[-1].attrib
-        expected = declarations(everywhere.group(1)) | declarations(old[-1].get("style", ""))
-        expected.pop("font-family", "the page's")
-        for name, value in expected.items():
-            inherited = [e.attrib[name] for e in new if name in e.attrib]
-            assert inherited[-1:] == [value.replace(figures.INK, "currentColor")], (old[-1].tag, name)
-
-
-def visible(root: Element, above: tuple[Element, ...] = ()) -> Iterator[tuple[Element, ...]]:
-    """Every element with those around it, outermost first."""
-    if root.tag not in (f"{SVG}metadata", f"{SVG}style"):
-        yield (*above, root)
-        for child in root:
-            yield from visible(child, (*above, root))
-
-
-def declarations(css: str) -> dict[str, str]:
-    found = dict(re.findall(r"([a-z-]+): ([^;]+)", css))
-    assert set(found) <= {
-        *("fill", "fill-opacity", "stroke", "stroke-opacity", "stroke-width", "stroke-linecap"),
-        *("stroke-linejoin", "stroke-dasharray", "stroke-dashoffset", "stroke-miterlimit", "opacity"),
-        *("font-size", "font-family", "font-weight", "font-style", "text-anchor"),
-    }, "each of these is an attribute as well"
-    return found
+def test_a_file_is_black_on_white() -> None:
+    one = drawing.Drawing(10)
+    one.text(1, 2, HOSTILE)
+    root = ElementTree.fromstring(one.alone(HOSTILE))
+    assert (root.get("width"), root.get("height"), root.get("color")) == ("720", "10", "#000000")
+    assert [e.text for e in root.iter() if e.text] == [HOSTILE, HOSTILE], "the title and the text"
+    assert root.find(f"{SVG}rect[@fill='#ffffff']") is not None

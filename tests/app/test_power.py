@@ -18,6 +18,8 @@ from hypothesis.extra import numpy as arrays
 
 from app import stats
 from app.bot import PAPER_REASONABLE
+from app.clusters import Clustered, Sample
+from app.differences import sign_flip
 from app.population import NO_SPREAD, Design, Ints, Spread, candidates, design, draw_answers, intercept
 from app.power import (
     Power,
@@ -63,7 +65,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Design:
 def test_sign_flips_are_stats_sign_flip(differences: Ints) -> None:
     p, p_mid = sign_flips(differences)
     for i, row in enumerate(differences.tolist()):
-        expected = stats.sign_flip([Fraction(x, 10) for x in row])
+        expected = sign_flip([Fraction(x, 10) for x in row])
         assert expected is not None
         assert p[i] == pytest.approx(expected.p, abs=1e-12)
         assert p_mid[i] == pytest.approx(expected.p_mid, abs=1e-12)
@@ -97,11 +99,11 @@ def test_the_batched_test_for_new_images_is_that_of_stats(
     for i in which:
         people = np.broadcast_to(np.arange(n)[:, None], shown.shape[1:3])
         a, b = (
-            stats.Sample.of_answers(people[seen], images[i, ..., m][seen], answers[i, ..., m][seen])
+            Sample.of_answers(people[seen], images[i, ..., m][seen], answers[i, ..., m][seen])
             for m in (0, 1)
             for seen in (shown[i, ..., m],)
         )
-        expected = stats.new_images_test(a, b).p
+        expected = stats.new_images_test(Clustered.of(a, b)).p
         if expected is None:
             assert np.isnan(found[i])
         else:
@@ -117,7 +119,7 @@ def test_the_headline_of_a_study_of_several_packs_is_close_to_exact(drawn: Desig
     for i in range(4):
         counts, n = answers[i].sum(1).tolist(), (pair[i] >= 0).sum(1).tolist()
         both = [Fraction(a, x) - Fraction(b, y) for (a, b), (x, y) in zip(counts, n, strict=True) if x and y]
-        expected = stats.sign_flip(both)
+        expected = sign_flip(both)
         assert expected is not None
         assert found[i] == pytest.approx(
             expected.p, abs=4 * math.sqrt(expected.p * (1 - expected.p) / 1999) + 1e-3
@@ -226,7 +228,7 @@ def test_the_power_at_the_target_is_that_of_any_look_crossing_its_boundary(drawn
     answers = draw_answers(np.random.default_rng(7), drawn, which, base, spread)
     rejected, at_last = 0, 0
     for study in answers.sum(2, dtype=np.int64)[..., 0] - answers.sum(2, dtype=np.int64)[..., 1]:
-        tests = [stats.sign_flip([Fraction(x, 10) for x in study[:k].tolist()]) for k in looks]
+        tests = [sign_flip([Fraction(x, 10) for x in study[:k].tolist()]) for k in looks]
         crossed = [
             t is not None and t.p <= boundary
             for t, (_, boundary) in zip(tests, rule(n, looks=looks), strict=True)

@@ -11,8 +11,8 @@ from scipy.integrate import dblquad
 from scipy.special import ndtr
 from scipy.stats import binomtest, norm
 
-from app.sequential import SMALLEST_STEP, boundaries
 from app.clusters import Floats
+from app.sequential import SMALLEST_STEP, boundaries
 
 # Jennison and Turnbull (2000), table 2.3, two-sided alpha 0.05 (and O'Brien and Fleming 1979): z at each look.
 PUBLISHED = {

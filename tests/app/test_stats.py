@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from fractions import Fraction
 from random import Random
 
@@ -18,11 +18,11 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests  # type: ignore[import-untyped]
 from statsmodels.stats.proportion import proportion_confint, proportions_ztest  # type: ignore[import-untyped]
 
-from app import differences as differences_module
+from app import differences as of_participants
 from app import stats
 from app.assignment import placebo_label
 from app.clusters import Cell, Clustered, Sample
-from app.differences import SignFlip
+from app.differences import SignFlip, mean_difference, sign_flip
 from app.stats import Interval, NewImages, Rate
 
 many_examples = settings(deadline=None, max_examples=100)
@@ -44,14 +44,6 @@ def rate(cells: list[Cell], level: float = 0.95) -> Rate:
 
 def new_images_test(a: list[Cell], b: list[Cell]) -> NewImages:
     return stats.new_images_test(Clustered.of(Sample.of(a), Sample.of(b)))
-
-
-def sign_flip(differences: Sequence[Fraction]) -> SignFlip | None:
-    return differences_module.sign_flip(Counter(differences))
-
-
-def mean_difference(differences: Sequence[Fraction], level: float = 0.95) -> tuple[float | None, Interval]:
-    return differences_module.mean_difference(Counter(differences), level)
 
 
 def tenths(*numerators: int) -> list[Fraction]:
@@ -203,7 +195,7 @@ def test_sign_flip_coarsens_only_towards_larger_p(monkeypatch: pytest.MonkeyPatc
         differences = [Fraction(int(x), 2520) for x in rng.integers(-900, 901, size=14) + shift]
         exact = sign_flip(differences)
         with monkeypatch.context() as patch:
-            patch.setattr(differences_module, "GRID_LIMIT", limit)
+            patch.setattr(of_participants, "GRID_LIMIT", limit)
             coarse = sign_flip(differences)
         assert exact is not None
         assert coarse is not None
@@ -221,7 +213,7 @@ def test_sign_flip_coarsened_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # On a grid of two points, halved to 1, 1 and 500, both bounds become 1, and 0, 1, 1 are within it: mid-p 6/8.
     differences = [Fraction(x, 2520) for x in (2, -3, 1000)]
     assert sign_flip(differences) == SignFlip(6 / 8, 5 / 8, 3, exact=True)
-    monkeypatch.setattr(differences_module, "GRID_LIMIT", 2)
+    monkeypatch.setattr(of_participants, "GRID_LIMIT", 2)
     assert sign_flip(differences) == SignFlip(6 / 8, 6 / 8, 3, exact=False)
 
 
@@ -246,6 +238,8 @@ def test_sign_flip_knows_neither_order_nor_direction(differences: list[Fraction]
     assert sign_flip([-d for d in differences]) == result
     assert sign_flip([d / 7 for d in differences]) == result
     assert sign_flip([d * 10**9 for d in differences]) == result
+    assert sign_flip(Counter(differences)) == result
+    assert mean_difference(Counter(differences)) == mean_difference(differences)
     with_zero = sign_flip([*differences, Fraction(0)])
     assert with_zero == SignFlip(result.p, result.p_mid, result.participants + 1)
 
