@@ -1,10 +1,10 @@
 """The schema as the migrations make it, and the rules that it keeps by itself."""
 
+import re
 import shutil
-import sqlite3
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,27 @@ from typing import Any
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fastapi.testclient import TestClient
-from sqlalchemy import func, inspect, select, text
+from sqlalchemy import Connection, MetaData, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from app import schema
 from app.db import Database
 from app.main import create_app
 from app.models import Base, Image, Judgment, Participant, RecruiterId, Response, Stimulus, Study, Trial
+from app.schema import SchemaError
 from app.serving import prepare
 from app.settings import ROOT
 from ml.pack import Pack
 from tests.app.conftest import begin, installation
 from tests.app.databases import Databases
+from tests.app.releases import RELEASES, carried
 
-pytestmark = pytest.mark.only("sqlite")
+SCRIPTS = ScriptDirectory.from_config(schema.migrations())
+REVISIONS = [script.revision for script in SCRIPTS.walk_revisions()][::-1]  # the first one first
 
 
 @pytest.fixture(scope="module")
@@ -50,78 +53,186 @@ def played(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Data
     database.close()
 
 
-def test_migrations_make_what_the_models_say(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
-    database.migrate()
-    with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Base.metadata) == []
-        found = {
-            (table, " ".join(str(check["sqltext"]).split()))
-            for table in Base.metadata.tables
-            for check in inspect(connection).get_check_constraints(table)
-        }
-    wanted = {
-        (table.name, str(check.sqltext))
-        for table in Base.metadata.tables.values()
-        for check in table.constraints
-        if hasattr(check, "sqltext")
-    }
-    assert found == wanted, "Alembic does not compare checks, so this does"
+@pytest.fixture
+def database(databases: Databases, tmp_path: Path) -> Iterator[Database]:
+    """An empty one."""
+    database = Database(databases.new(tmp_path))
+    yield database
     database.close()
 
 
-def test_migrations_down_and_up_again(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
-    database.migrate()
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations"))
-    with database.engine.begin() as connection:
+@pytest.fixture
+def copy(played: Database, databases: Databases, tmp_path: Path) -> Iterator[Database]:
+    """What `played` is, for a test that changes it."""
+    played.engine.dispose()  # nobody may be connected to what is copied
+    database = Database(databases.copy(played.engine.url.render_as_string(False), tmp_path))
+    yield database
+    database.close()
+
+
+def downgrade(database: Database, revision: str) -> None:
+    with database.altering() as connection:
+        config = schema.migrations()
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
-        assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
+        command.downgrade(config, revision)
+
+
+Described = dict[str, dict[str, Any]]
+
+
+def described(connection: Connection) -> Described:
+    """Everything that the server tells of its tables: types, what may be null, keys, constraints, indexes."""
+    inspector = inspect(connection)
+    found: Described = {}
+    for table in inspector.get_table_names():
+        if table == "alembic_version":
+            continue
+        found[table] = {
+            "columns": {
+                column["name"]: (
+                    column["type"].compile(connection.dialect),
+                    column["nullable"],
+                    column["default"],
+                )
+                for column in inspector.get_columns(table)
+            },
+            "primary key": inspector.get_pk_constraint(table),
+            "foreign keys": by_name(inspector.get_foreign_keys(table)),
+            "unique": by_name(inspector.get_unique_constraints(table)),
+            "checks": {
+                check["name"]: plain(check["sqltext"]) for check in inspector.get_check_constraints(table)
+            },
+            "indexes": by_name(inspector.get_indexes(table)),
+        }
+    return found
+
+
+def plain(check: str) -> str:
+    """PostgreSQL writes casts and parentheses into it, and others once it was dumped and read again."""
+    return re.sub(r"::[a-z ]+(\[\])?|[\s()]", "", check)
+
+
+def by_name(constraints: Any) -> dict[str, Any]:
+    return {c["name"]: {key: value for key, value in c.items() if key != "name"} for c in constraints}
+
+
+def test_migrations_make_what_the_models_say(
+    database: Database, databases: Databases, tmp_path: Path
+) -> None:
+    """Held against tables made from the models alone, by what the server itself tells of both."""
     database.migrate()
     with database.engine.connect() as connection:
-        assert set(Base.metadata.tables) <= set(inspect(connection).get_table_names())
+        migrated = described(connection)
+        options = {"compare_type": True, "compare_server_default": True}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, Base.metadata) == []
+    (tmp_path / "models").mkdir()
+    plain = Database(databases.new(tmp_path / "models"))
+    with plain.altering() as connection:
+        Base.metadata.create_all(connection)
+        wanted = described(connection)
+    plain.close()
+    assert migrated == wanted
+    assert sum(len(table["checks"]) for table in migrated.values()) >= 10
+    assert {"ix_packs_name", "ix_stimuli_sha256"} <= {
+        name for t in migrated.values() for name in t["indexes"]
+    }
+
+
+@pytest.fixture(scope="module")
+def at(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Described]:
+    """The schema as each revision makes it in an empty database."""
+    database = Database(databases.new(tmp_path_factory.mktemp("at")))
+    found = {}
+    for revision in REVISIONS:
+        with database.altering() as connection:
+            schema.upgrade(connection, revision)
+            found[revision] = described(connection)
+    database.close()
+    return found
+
+
+Content = dict[str, dict[str, Counter[str]]]
+
+
+def content(connection: Connection) -> Content:
+    """What stands in every column of every table."""
+    metadata = MetaData()
+    metadata.reflect(connection)
+    return {
+        name: {
+            column.name: Counter(map(repr, connection.scalars(select(column)))) for column in table.columns
+        }
+        for name, table in metadata.tables.items()
+        if name != "alembic_version"
+    }
+
+
+def shared(content: Content, *schemas: Described) -> Content:
+    """The columns that all of the schemas have."""
+    return {
+        table: {
+            column: values
+            for column, values in columns.items()
+            if all(column in schema.get(table, {"columns": {}})["columns"] for schema in schemas)
+        }
+        for table, columns in content.items()
+        if all(table in schema for schema in schemas)
+    }
+
+
+@pytest.mark.parametrize("revision", [*REVISIONS[:-1], "base"])
+def test_down_and_up_again_with_data_in_every_table(
+    databases: Databases, at: dict[str, Described], tmp_path: Path, revision: str
+) -> None:
+    database = Database(carried(RELEASES[-1], databases, tmp_path))
+    database.migrate()
+    with database.engine.connect() as connection:
+        before = content(connection)
+    downgrade(database, revision)
+    lower = at.get(revision, {})
+    with database.engine.connect() as connection:
+        assert described(connection) == lower, "as if no later revision had ever been there"
+        assert shared(content(connection), lower) == shared(before, lower)
+    database.migrate()
+    with database.engine.connect() as connection:
+        assert described(connection) == at[REVISIONS[-1]]
+        assert shared(content(connection), lower) == shared(before, lower), "nothing that stayed has changed"
     database.close()
 
 
-def test_down_and_up_again_with_answers_keeps_every_row(played: Database, tmp_path: Path) -> None:
-    """A database of before sessions could come back gets what it lacked: codes, clean images, whose id it was."""
-    before = rows(played)
-    database = copy_of(played, tmp_path)
+def test_sessions_of_before_they_could_come_back_get_what_they_lacked(
+    copy: Database, databases: Databases
+) -> None:
+    """Codes, clean images, and whose the recruiter's id was."""
+    before = rows(copy)
     trials = select(Trial.id, Trial.kind, Trial.clean_image_id, Trial.stimulus_id).order_by(Trial.id)
     ids = select(RecruiterId.name, RecruiterId.value, RecruiterId.identifies_in)
-    with database.read() as session:
+    with copy.write() as session:
         shown = session.execute(trials).all()
         assert session.execute(ids).all() == [("id", "x", "test")]
         codes = set(session.scalars(select(Participant.withdrawal_code)))
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations"))
-    with closing(sqlite3.connect(tmp_path / "copy.db")) as raw:
-        raw.execute("update participants set withdrawn_at = '2026-01-01', deleted = '{}' where number = 1")
-        raw.commit()
-    with database.engine.connect() as connection:
-        connection.connection.driver_connection.execute("PRAGMA foreign_keys = OFF")  # type: ignore[union-attr]
-        with connection.begin():
-            config.attributes["connection"] = connection
-            command.downgrade(config, "0001")
-            for person, name, value in (
-                (3, "id", "x"),  # the second session of a person, who finished it
-                (1, "PROLIFIC_PID", "A"),
-                (1, "id", "campaign"),  # the same for all who came this way
-            ):
-                connection.execute(
-                    text(
-                        "insert into recruiter_ids (participant_id, name, value) values (:person, :name, :value)"
-                    ),
-                    {"person": person, "name": name, "value": value},
-                )
+        leaver = session.scalars(select(Participant).where(Participant.number == 1)).one()
+        leaver.withdrawn_at, leaver.deleted = datetime(2026, 1, 1, tzinfo=UTC), {}
+        session.commit()
+    downgrade(copy, "0001")
+    with copy.altering() as connection:
+        for person, name, value in (
+            (3, "id", "x"),  # the second session of a person, who finished it
+            (1, "PROLIFIC_PID", "A"),
+            (1, "id", "campaign"),  # the same for all who came this way
+        ):
+            connection.execute(
+                text(
+                    "insert into recruiter_ids (participant_id, name, value) values (:person, :name, :value)"
+                ),
+                {"person": person, "name": name, "value": value},
+            )
         columns = {column["name"] for column in inspect(connection).get_columns("participants")}
     assert "withdrawal_code" not in columns
-    database.migrate()
-    assert rows(database) == before | {"recruiter_ids": before["recruiter_ids"] + 3}
-    with database.read() as session:
+    copy.migrate()
+    assert rows(copy) == before | {"recruiter_ids": before["recruiter_ids"] + 3}
+    with copy.read() as session:
         assert session.execute(trials).all() == shown
         found = session.execute(select(RecruiterId.participant_id, *ids.selected_columns)).all()
         assert set(found) == {
@@ -130,28 +241,23 @@ def test_down_and_up_again_with_answers_keeps_every_row(played: Database, tmp_pa
             (2, "id", "x", None),
             (3, "id", "x", "test"),
         }
-        people = session.scalars(select(Participant)).all()
-        assert session.execute(text("PRAGMA foreign_key_check")).all() == []
+        people = session.scalars(select(Participant).order_by(Participant.id)).all()
+        if databases.kind == "sqlite":
+            assert session.execute(text("PRAGMA foreign_key_check")).all() == []
     new = {person.withdrawal_code for person in people}
     assert len(new) == len(people) == 3
     assert not new & codes
     assert {(p.language, p.consent_language, p.request_id) for p in people} == {("en", "en", None)}
     assert [person.deleted for person in people] == [{}, None, None], "that it had deleted is still said"
-    database.close()
 
 
-def test_migrating_again_changes_nothing(played: Database) -> None:
-    before = rows(played)
-    played.migrate()
-    assert rows(played) == before
-    assert before["responses"] == 35
-
-
-def copy_of(database: Database, folder: Path) -> Database:
-    source = Path(str(database.engine.url.database))
-    with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(folder / "copy.db")) as copy:
-        original.backup(copy)
-    return Database(f"sqlite:///{folder / 'copy.db'}")
+def test_migrating_again_changes_nothing(copy: Database) -> None:
+    with copy.engine.connect() as connection:
+        before = content(connection)
+    copy.migrate()
+    with copy.engine.connect() as connection:
+        assert content(connection) == before
+    assert rows(copy)["responses"] == 35
 
 
 def rows(database: Database) -> dict[str, int]:
@@ -163,7 +269,7 @@ def rows(database: Database) -> dict[str, int]:
 
 
 def first(session: Session, table: Any) -> Any:
-    return session.scalars(select(table).limit(1)).one()
+    return session.scalars(select(table).order_by(*inspect(table).primary_key).limit(1)).one()
 
 
 def same(session: Session, table: Any, **change: Any) -> Any:
@@ -279,6 +385,7 @@ def stimulus_to_source(session: Session) -> Stimulus:
     return copy
 
 
+@pytest.mark.only("sqlite")
 def test_what_is_acknowledged_is_durable(played: Database) -> None:
     with played.read() as session:
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"
@@ -298,27 +405,70 @@ def test_instants_keep_their_zone(played: Database) -> None:
     assert read.tzinfo == UTC
 
 
+@pytest.fixture
+def next_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Gives the program one more migration: the lines of its upgrade."""
+    root = tmp_path / "root"
+    shutil.copytree(ROOT / "migrations", root / "migrations")
+    monkeypatch.setattr("app.schema.ROOT", root)
+
+    def write(upgrade: str) -> None:
+        (root / "migrations" / "versions" / "next.py").write_text(
+            "import sqlalchemy as sa\nfrom alembic import op\n"
+            f"revision, down_revision, branch_labels, depends_on = 'next', '{REVISIONS[-1]}', None, None\n"
+            f"def upgrade():\n{upgrade}"
+        )
+
+    return write
+
+
+ALTERING = """
+    with op.batch_alter_table('participants') as batch:
+        batch.alter_column('pseudonym', type_=sa.String(30), existing_type=sa.String(20))
+        batch.add_column(sa.Column('shoe_size', sa.Integer()))
+    op.execute("update participants set shoe_size = 43")
+"""
+
+
 def test_a_migration_may_alter_a_table_that_others_refer_to(
-    played: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy: Database, databases: Databases, next_migration: Callable[[str], None]
 ) -> None:
     """On SQLite altering copies the table: with answers in the database that must lose no row."""
-    before = rows(played)
-    database = copy_of(played, tmp_path)
-    shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
-    head = ScriptDirectory(str(ROOT / "migrations")).get_current_head()
-    (tmp_path / "migrations" / "versions" / "next.py").write_text(
-        "import sqlalchemy as sa\nfrom alembic import op\n"
-        f"revision, down_revision, branch_labels, depends_on = 'next', '{head}', None, None\n"
-        "def upgrade():\n"
-        "    with op.batch_alter_table('participants') as batch:\n"
-        "        batch.alter_column('pseudonym', type_=sa.String(30), existing_type=sa.String(20))\n"
-        "        batch.add_column(sa.Column('shoe_size', sa.Integer()))\n"
-    )
-    monkeypatch.setattr("app.schema.ROOT", tmp_path)
-    database.migrate()
-    assert rows(database) == before
-    with database.read() as session:
-        assert session.scalar(text("PRAGMA foreign_keys")) == 1, "on again"
-        assert session.execute(text("PRAGMA foreign_key_check")).all() == []
-        assert session.scalar(text("SELECT count(shoe_size) FROM participants")) == 0
-    database.close()
+    before = rows(copy)
+    next_migration(ALTERING)
+    copy.migrate()
+    assert rows(copy) == before
+    with copy.read() as session:
+        if databases.kind == "sqlite":
+            assert session.scalar(text("PRAGMA foreign_keys")) == 1, "on again"
+            assert session.execute(text("PRAGMA foreign_key_check")).all() == []
+        assert session.scalar(text("SELECT count(shoe_size) FROM participants")) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("    op.execute('update no_such_table set a = 1')\n", "no_such_table"),
+        ("    op.execute('update trials set position = 1')\n", "position"),
+        ("    raise RuntimeError('halfway')\n", "halfway"),
+    ],
+    ids=["missing table", "constraint", "exception"],
+)
+def test_a_migration_that_fails_leaves_everything_as_it_was(
+    copy: Database, next_migration: Callable[[str], None], fault: str, said: str
+) -> None:
+    with copy.engine.connect() as connection:
+        before = described(connection), content(connection)
+    next_migration(ALTERING + "    op.drop_table('judgments')\n" + fault)
+    with pytest.raises(
+        SchemaError, match="could not be brought up to date and is as it was before"
+    ) as raised:
+        copy.migrate()
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+    with copy.engine.connect() as connection:
+        assert (described(connection), content(connection)) == before
+        assert connection.scalar(text("select version_num from alembic_version")) == REVISIONS[-1]
+    next_migration(ALTERING)
+    copy.migrate()
+    assert sum(rows(copy).values()) > 0

