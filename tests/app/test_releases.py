@@ -16,8 +16,7 @@ from app.models import Participant, SeenLook, Study, Unmasking
 from app.serving import prepare
 from app.settings import Settings
 from tests.app.conftest import Player, begin
-from tests.app.databases import Databases
-from tests.app.databases import connected
+from tests.app.databases import Databases, connected
 from tests.app.releases import RELEASES, carried, shown_then
 from tests.app.releases.make import SECOND
 from tests.packs import make_pack

@@ -14,8 +14,7 @@ from app import cli
 from app.db import Database
 from app.settings import ROOT, Settings
 from tests.app.conftest import environment
-from tests.app.databases import Databases, path
-from tests.app.faults import connected
+from tests.app.databases import Databases, connected, path
 from tests.app.releases import RELEASES, carried
 from tests.app.test_releases import columns, content
 
