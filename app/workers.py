@@ -14,6 +14,8 @@ from types import FrameType
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.settings import SettingsError
+
 # Before another process is started for one that ended before it served anybody, as that may go on for a while.
 AGAIN_S = 1.0
 
@@ -22,6 +24,8 @@ def supervise(
     workers: int, serve: Callable[[Callable[[], None]], object], announce: Callable[[], None]
 ) -> int:
     """Run `serve` in that many processes until SIGTERM or SIGINT, which each of them gets too; the exit status.
+
+    Raises SettingsError where a process cannot serve, as app.cli would say it.
 
     `serve` is given what it calls once it listens; when all do, `announce` is called, once. Whoever dies is
     replaced; but one that fails before all listen ends them all, as the next would fail the same way.
@@ -33,6 +37,7 @@ def supervise(
     said, say = context.Pipe(duplex=False)
     running: list[ForkProcess] = []
     listening: set[int] = set()
+    faults: dict[int, str] = {}  # by process: why it cannot serve
     announced = stopping = False
     own = os.getpid()
 
@@ -59,15 +64,21 @@ def supervise(
             # Each process has an end here that becomes ready when it dies, by a signal to `stop` too.
             connection.wait([said, *(process.sentinel for process in running)])
             while said.poll():
-                listening.add(said.recv())
+                pid, fault = said.recv()
+                if fault is None:
+                    listening.add(pid)
+                else:
+                    faults[pid] = fault
             for process in [process for process in running if not process.is_alive()]:
                 running.remove(process)
                 if stopping:
                     continue
                 served = process.pid in listening
                 if not served and not announced and (process.exitcode or 0) > 0:
+                    if process.pid in faults:
+                        raise SettingsError(faults[process.pid])
                     return process.exitcode or 1
-                _log(process, served)
+                _log(process, served, faults.get(process.pid or 0, ""))
                 if not served:
                     time.sleep(AGAIN_S)
                 start()
@@ -84,14 +95,14 @@ def supervise(
             signal.signal(number, handler)
 
 
-def _log(process: ForkProcess, served: bool) -> None:
+def _log(process: ForkProcess, served: bool, fault: str) -> None:
     status = process.exitcode or 0
     how = f"signal {-status}" if status < 0 else f"status {status}"
     logging.getLogger("uvicorn.error").error(
         "server process %d ended by %s%s; another one is started",
         process.pid,
         how,
-        "" if served else " before it served anybody",
+        "" if served else f" before it served anybody: {fault or 'no reason given'}",
     )
 
 
@@ -101,11 +112,11 @@ def _work(serve: Callable[[Callable[[], None]], object], say: connection.Connect
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     try:
-        serve(lambda: say.send(os.getpid()))
+        serve(lambda: say.send((os.getpid(), None)))
     except KeyboardInterrupt:
         sys.exit(130)
-    except (ValueError, OSError, SQLAlchemyError) as error:  # as app.cli says what it cannot use
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    except (ValueError, OSError, SQLAlchemyError) as error:
+        say.send((os.getpid(), str(error)[:1000]))  # short, so that it goes through the pipe at one go
         sys.exit(2)
 
 

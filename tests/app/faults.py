@@ -4,6 +4,7 @@ The count reads the database with SQL of its own, so that it is no mirror of the
 """
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -35,8 +36,11 @@ PATIENCE_S = 90.0  # a restart takes seconds, on a busy machine many
 class KillableServer:
     """`python -m app serve`, always at the same port, whatever happens to its processes."""
 
-    def __init__(self, settings: Settings, log: Path, program: Sequence[str] = ("-m", "app")) -> None:
+    def __init__(
+        self, settings: Settings, log: Path, program: Sequence[str] = ("-m", "app"), workers: int = 1
+    ) -> None:
         self._program = program
+        self._workers = workers
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = settings
@@ -51,7 +55,10 @@ class KillableServer:
 
     def spawn(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *self._program, "serve", "--port", str(self.port)],
+            [
+                *(sys.executable, *self._program, "serve"),
+                *("--port", str(self.port), "--workers", str(self._workers)),
+            ],
             cwd=ROOT,
             env=environment(self.settings),
             stdout=subprocess.PIPE,
@@ -62,6 +69,10 @@ class KillableServer:
     def start(self) -> None:
         """Returns once it listens."""
         self.spawn()
+        self.wait()
+
+    def wait(self) -> None:
+        """Returns once what was spawned listens."""
         assert self.process.stdout is not None
         while "Dashboard:" not in (line := self.process.stdout.readline()):
             assert line, f"the server ended with {self.process.wait()}"
@@ -74,6 +85,27 @@ class KillableServer:
         self.process.stdout.close()
         self.kills += 1
 
+    def strike(self, rng: random.Random) -> None:
+        """One process killed, and in its place soon another one; some are killed a second time while they start."""
+        if self._workers > 1:
+            os.kill(rng.choice(self.processes), signal.SIGKILL)
+            self.kills += 1
+            return
+        self.kill()
+        if rng.random() < 0.25:
+            self.spawn()
+            sleep(rng.uniform(0.2, 2))
+            self.kill()
+        self.start()
+
+    @property
+    def processes(self) -> list[int]:
+        """Those that serve, where there are several."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        return [int(pid) for pid in found.stdout.split()]
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
@@ -85,10 +117,10 @@ class KillableServer:
 
 @contextmanager
 def killable(
-    settings: Settings, log: Path, program: Sequence[str] = ("-m", "app")
+    settings: Settings, log: Path, program: Sequence[str] = ("-m", "app"), workers: int = 1
 ) -> Iterator[KillableServer]:
     """A server that listens, until the block ends; its errors go to `log`, `program` is what Python runs."""
-    server = KillableServer(settings, log, program)
+    server = KillableServer(settings, log, program, workers)
     try:
         server.start()
         yield server
@@ -96,16 +128,46 @@ def killable(
         server.stop()
 
 
+@contextmanager
+def several(settings: Settings, log: Path, servers: int) -> Iterator[list[KillableServer]]:
+    """So many servers with ports of their own behind one database, as on several machines."""
+    found = [KillableServer(settings, log) for _ in range(servers)]
+    try:
+        for server in found:
+            server.spawn()
+        for server in found:
+            server.wait()
+        yield found
+    finally:
+        for server in found:
+            server.stop()
+
+
+class Moving(httpx2.BaseTransport):
+    """One participant's way to several servers: to one of them, and to the next where that one does not answer."""
+
+    def __init__(self, way: httpx2.BaseTransport, urls: Sequence[str], first: int) -> None:
+        self._way = way
+        self._urls = [httpx2.URL(url) for url in urls]
+        self._at = first
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        url = self._urls[self._at % len(self._urls)]
+        request.url = request.url.copy_with(host=url.host, port=url.port)
+        try:
+            return self._way.handle_request(request)
+        except httpx2.TransportError:
+            self._at += 1
+            raise
+
+
 @dataclass
 class Crowd:
     """Bots that all play at once, each in a thread of its own."""
 
-    outbox: Outbox
+    ledger: Ledger = field(default_factory=Ledger)
+    outboxes: list[Outbox] = field(default_factory=list)
     playing: list[Future[str]] = field(default_factory=list)
-
-    @property
-    def ledger(self) -> Ledger:
-        return self.outbox.ledger
 
     def wait_until(self, true: Callable[[], bool], seconds: float = 120) -> None:
         """Returns when `true()`; raises what a bot raised, and AssertionError if it never comes true."""
@@ -135,42 +197,41 @@ class Crowd:
 
 
 @contextmanager
-def crowd(url: str, study: str, pack: Pack, participants: int, seed: int) -> Iterator[Crowd]:
-    """Bots that begin at once; they are stopped when the block ends."""
+def crowd(urls: str | Sequence[str], study: str, pack: Pack, participants: int, seed: int) -> Iterator[Crowd]:
+    """Bots that begin at once, spread over the servers; they are stopped when the block ends."""
+    urls = [urls] if isinstance(urls, str) else urls
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    with (
-        httpx2.Client(base_url=url, timeout=60, limits=limits) as client,
-        ThreadPoolExecutor(participants) as pool,
-    ):
-        bots = Crowd(Outbox(client, PATIENCE_S))
+    with httpx2.HTTPTransport(limits=limits) as way, ThreadPoolExecutor(participants) as pool:
+        bots = Crowd()
 
         def participate(number: int) -> str:
-            token, here = arrive(bots.outbox, study, pack)
+            outbox = bots.outboxes[number]
+            token, here = arrive(outbox, study, pack)
             rng = random.Random(f"{seed}/{number}")
-            return play(bots.outbox, token, here, pack, RATES, rng, f"Remark {number}.")
+            return play(outbox, token, here, pack, RATES, rng, f"Remark {number}.")
 
+        for number in range(participants):
+            client = httpx2.Client(base_url=urls[0], timeout=60, transport=Moving(way, urls, number))
+            bots.outboxes.append(Outbox(client, PATIENCE_S, bots.ledger))
         bots.playing += [pool.submit(participate, number) for number in range(participants)]
         try:
             yield bots
         finally:
-            bots.outbox.stop.set()
+            for outbox in bots.outboxes:
+                outbox.stop.set()
 
 
-def kill_at_random(server: KillableServer, bots: Crowd, kills: int, answers: int, rng: random.Random) -> None:
-    """Kill and restart the server that often, spread over the play of `answers` answers in all.
+def kill_at_random(
+    servers: Sequence[KillableServer], bots: Crowd, kills: int, answers: int, rng: random.Random
+) -> None:
+    """Strike one of the servers that often, spread over the play of `answers` answers in all.
 
-    Moments are drawn in acknowledged answers, so that a fast machine is killed as often as a slow one; some servers
-    are killed a second time while they start.
+    Moments are drawn in acknowledged answers, so that a fast machine is killed as often as a slow one.
     """
     for kill in range(kills):
         bots.wait_for_answers(round(answers * (kill + rng.random()) / (kills + 1)))
         sleep(rng.uniform(0, 0.02))
-        server.kill()
-        if rng.random() < 0.25:
-            server.spawn()
-            sleep(rng.uniform(0.2, 2))
-            server.kill()
-        server.start()
+        rng.choice(servers).strike(rng)
 
 
 @dataclass(frozen=True)
@@ -186,11 +247,15 @@ class Counts:
     remarks_lost: int
     sessions: int
     finished: int  # with the completion code that the bot was given
+    numbers_wrong: int  # of participants: missing from 1, 2, ..., or there twice
+    cells_wrong: int  # (source label, model) not met exactly once by a participant
+    uneven: int  # how much oftener the most shown image of a cell was assigned than the least shown
     requests_repeated: int
 
     @property
     def sound(self) -> bool:
-        return not (self.lost or self.doubled or self.unknown or self.unanswered or self.remarks_lost)
+        wrong = (self.lost, self.doubled, self.unknown, self.unanswered, self.remarks_lost)
+        return not any((*wrong, self.numbers_wrong, self.cells_wrong))
 
     def __str__(self) -> str:
         return "\n".join(f"{f.name.replace('_', ' '):20}{getattr(self, f.name):>8}" for f in fields(self))
@@ -219,6 +284,7 @@ def count(database_url: str, ledger: Ledger) -> Counts:
             text("SELECT p.token, c.text FROM comments c JOIN participants p ON p.id = c.participant_id")
         ).all()
         sessions = connection.execute(text("SELECT count(*) FROM participants")).scalar_one()
+        numbers_wrong, cells_wrong, uneven = _assigned(connection)
     found = Counter(map(_key, stored))
     sent = set(map(_key, ledger.sent))
     places = Counter((a.token, a.position, a.phase) for a in stored)
@@ -233,7 +299,62 @@ def count(database_url: str, ledger: Ledger) -> Counts:
         remarks_lost=sum((token, text) not in remarks for token, text in ledger.remarks.items()),
         sessions=sessions,
         finished=sum(ledger.codes.get(token) == code for token, code in codes),
+        numbers_wrong=numbers_wrong,
+        cells_wrong=cells_wrong,
+        uneven=uneven,
         requests_repeated=len(ledger.failures),
+    )
+
+
+def assignment(database_url: str) -> dict[int, list[tuple[Any, ...]]]:
+    """What each participant was assigned, by number: (position, kind, image, place in judging)."""
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    with connected(database_url) as connection:
+        for number, *trial in connection.execute(
+            text(
+                """
+                SELECT p.number, t.position, t.kind, t.sha256, t.judging_order
+                FROM trials t JOIN participants p ON p.id = t.participant_id ORDER BY p.number, t.position
+                """
+            )
+        ):
+            found.setdefault(number, []).append(tuple(trial))
+    return found
+
+
+def _assigned(connection: Connection) -> tuple[int, int, int]:
+    """Of the one study that was played: numbers_wrong, cells_wrong, uneven."""
+    numbers = Counter(connection.execute(text("SELECT number FROM participants")).scalars())
+    wrong = Counter(range(1, numbers.total() + 1))
+    cells: dict[tuple[str, str], dict[int, int]] = {}
+    for label, model, stimulus, shown in connection.execute(
+        text(
+            """
+            SELECT s.source_label, s.model, s.id, count(t.id) FROM stimuli s
+            LEFT JOIN trials t ON t.stimulus_id = s.id
+            WHERE s.pack_id IN
+                (SELECT pack_id FROM study_packs WHERE study_id IN (SELECT study_id FROM participants))
+            GROUP BY s.source_label, s.model, s.id
+            """
+        )
+    ):
+        cells.setdefault((label, model), {})[stimulus] = shown
+    met = Counter(
+        tuple(row)
+        for row in connection.execute(
+            text(
+                """
+                SELECT t.participant_id, s.source_label, s.model
+                FROM trials t JOIN stimuli s ON s.id = t.stimulus_id
+                """
+            )
+        ).all()
+    )
+    every = {(participant, *cell) for participant, *_ in met for cell in cells}
+    return (
+        ((numbers - wrong) + (wrong - numbers)).total(),
+        sum(met[place] != 1 for place in every | set(met)),
+        max((max(shown.values()) - min(shown.values()) for shown in cells.values()), default=0),
     )
 
 

@@ -84,7 +84,7 @@ def test_fifty_at_once_while_the_server_is_killed_again_and_again(
 ) -> None:
     kills = 5
     with crowd(server.url, "test", pack, 50, seed=1) as bots:
-        kill_at_random(server, bots, kills, ANSWERS * 50, random.Random(11))
+        kill_at_random([server], bots, kills, ANSWERS * 50, random.Random(11))
         bots.finish()
     counts = assert_sound(database_url, bots.ledger, 50)
     assert server.kills >= kills
