@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO, Any
@@ -22,7 +23,10 @@ from typing import IO, Any
 import httpx2
 from sqlalchemy import Connection, text
 
+from app import enrollment
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
+from app.db import Database
+from app.enrollment import SIMULATED, Beginning
 from app.settings import ROOT, Settings
 from app.simulate import Answered, Ledger, Outbox, arrive, play
 from ml.pack import Pack
@@ -320,6 +324,18 @@ def assignment(database_url: str) -> dict[int, list[tuple[Any, ...]]]:
         ):
             found.setdefault(number, []).append(tuple(trial))
     return found
+
+
+def assigned_by_one_process(
+    database_url: str, study: str, participants: int
+) -> dict[int, list[tuple[Any, ...]]]:
+    """Who would be shown what, had everybody come one after the other to one process; begins those sessions."""
+    database = Database(database_url)
+    for _ in range(participants):
+        with database.write() as session:
+            enrollment.start(session, Beginning(study, {SIMULATED: "yes"}), datetime.now(UTC))
+    database.close()
+    return assignment(database_url)
 
 
 def _assigned(connection: Connection) -> tuple[int, int, int]:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,20 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import text
 
-from app import cli, enrollment
-from app.db import Database
-from app.enrollment import SIMULATED, Beginning
+from app import cli
 from app.settings import ROOT, Settings
 from ml.pack import Pack
 from tests.app.conftest import Player, begin
 from tests.app.databases import Databases, connected
-from tests.app.faults import KillableServer, assignment, crowd, kill_at_random, killable, several
+from tests.app.faults import (
+    KillableServer,
+    assigned_by_one_process,
+    assignment,
+    crowd,
+    kill_at_random,
+    killable,
+    several,
+)
 from tests.app.test_faults import ANSWERS, assert_sound, log, pack, prepared, server, settings
 
 __all__ = ["log", "pack", "prepared", "server", "settings"]  # fixtures
@@ -32,17 +37,6 @@ __all__ = ["log", "pack", "prepared", "server", "settings"]  # fixtures
 BOTS = 40
 KILLS = 3
 PROCESSES = 4
-
-
-def assigned_by_one_process(prepared: str, databases: Databases, folder: Path) -> dict[int, Any]:
-    """Who would be shown what, had everybody come one after the other to one process."""
-    url = databases.copy(prepared, folder)
-    database = Database(url)
-    for _ in range(BOTS):
-        with database.write() as session:
-            enrollment.start(session, Beginning("test", {SIMULATED: "yes"}), datetime.now(UTC))
-    database.close()
-    return assignment(url)
 
 
 @contextmanager
@@ -68,7 +62,7 @@ def test_four_processes_of_which_one_is_killed_again_and_again(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "one").mkdir()
-    alone = assigned_by_one_process(prepared, databases, tmp_path / "one")
+    alone = assigned_by_one_process(databases.copy(prepared, tmp_path / "one"), "test", BOTS)
     with serving(settings, log) as servers:
         urls = [server.url for server in servers]
         with crowd(urls, "test", pack, BOTS, seed=6) as bots:
