@@ -19,8 +19,8 @@ from ml.datasets import DATASETS, load
 # What is asked for separately: the function's name and the module it is in.
 PARTS = {
     "the attack itself": {(function.__name__, "attacks") for function, _ in ATTACKS.values()},
-    "PNGs encoded": {("encode_png", "pack")},
-    "PNGs decoded": {("decode_png", "pack")},
+    "PNGs encoded": {("encode_png", "pixels")},
+    "PNGs decoded": {("decode_png", "pixels")},
     "networks asked again": {("predict", "train")},
     "the pack written and checked": {("write", "pack")},
     "checkpoints read": {("load", "checkpoints")},

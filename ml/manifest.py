@@ -3,10 +3,13 @@
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from ml.untrusted import PackError, parse_json, read_file, shown
 
 FORMAT = "stimulus-pack/1"
 
@@ -15,13 +18,17 @@ MODEL_ORDER = ("undefended", "distilled", "adversarially_trained", "gradient_reg
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME_RULE = "letters, digits, '.', '_' and '-' alone, 100 at most, the first a letter or digit"
+_MAX_MANIFEST = 16 * 2**20  # bytes; a stimulus takes 340
 _MAX_NAME, _MAX_LABEL = 100, 50  # characters, as long as the app's columns
+_MAX_LABELS, _MAX_MODELS = 200, 20  # a participant sees each label of each model
 _MAX_COUNT = 2**31 - 1  # as large as the app's columns
 _MAX_NUMBER = 1e300
-
-
-class PackError(ValueError):
-    """A pack is not what its format promises; the message is one line naming the file and the fault."""
+_RESERVED = "none"  # the answer that none of the labels is plausible
+# What is printed, yet not seen: joiners and fillers, selectors of a variant, the empty braille cell.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 @dataclass(frozen=True)
@@ -115,28 +122,40 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None and len(text) <= _MAX_NAME
 
 
+def label_fault(label: object) -> str | None:
+    """Why nothing can be labeled this; None where it can."""
+    if not isinstance(label, str) or not label.isprintable() or not _seen(label):
+        return "labels must be strings to print, and not empty"
+    if label != label.strip():
+        return "labels have no spaces at their ends"
+    if len(label) > _MAX_LABEL:
+        return f"labels have {_MAX_LABEL} characters at most"
+    if _seen(label).casefold() == _RESERVED:
+        return f"a label cannot be {shown(label)}, which stands for the answer that none is plausible"
+    return None
+
+
 def read_manifest(path: Path) -> Contents:
     """Reads a manifest and checks all that it says by itself; raises PackError."""
-    manifest = _load(path)
+    manifest = load_manifest(path)
     top = _Record(manifest, path)
-    if manifest.get("format") != FORMAT:
-        raise top.fault(f"format is {manifest.get('format')!r}, expected {FORMAT!r}")
+    stated_format = manifest.get("format")
+    if stated_format != FORMAT:
+        other = isinstance(stated_format, str) and stated_format.startswith("stimulus-pack/")
+        advice = "; another release of this program reads it" if other else ""
+        raise top.fault(f"format is {shown(stated_format)}, expected {FORMAT!r}{advice}")
     stated = top.string("pack_sha256")
-    try:
-        identity = pack_sha256(manifest)
-    except ValueError:  # halves of characters have no UTF-8
-        raise top.fault("contains text that is not Unicode") from None
-    if stated != identity:
+    if stated != pack_sha256(manifest):
         raise top.fault("pack_sha256 does not match; the manifest was changed or is damaged")
 
     name = top.string("name")
-    if not _NAME.fullmatch(name):
-        raise top.fault(f"the name {name!r} is not letters, digits, '.', '_' and '-' alone")
+    if not is_name(name):
+        raise top.fault(f"the name {shown(name)} is not {_NAME_RULE}")
     labels, models = _labels(top), study_order(_models(top))
     named = top.inner("grids")
     grids = {model: named.sha256(model) for model in models}
     if extra := sorted(set(named.values) - set(models)):
-        raise top.fault(f"grids names {extra[0]!r}, which is not one of the pack's models")
+        raise top.fault(f"grids names {shown(extra[0])}, which is not one of the pack's models")
 
     stimuli = tuple(_stimulus(record, models, labels) for record in top.records("stimuli", "a stimulus"))
     if not stimuli:
@@ -159,15 +178,13 @@ def read_manifest(path: Path) -> Contents:
     return Contents(name, labels, models, stated, manifest, stimuli, grids, originals, clean)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a number")
-
+def load_manifest(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, of which nothing more is known; raises PackError."""
     try:
-        manifest = json.loads(path.read_bytes(), parse_constant=refuse)
-    except OSError as error:
-        raise PackError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+        manifest = parse_json(read_file(path, _MAX_MANIFEST))
+    except PackError:
+        raise
+    except ValueError as error:
         raise PackError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(manifest, dict):
         raise PackError(f"{path}: not a JSON object")
@@ -176,13 +193,15 @@ def _load(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Record:
-    """One JSON object of the manifest at `path`: each method gives a field that is what it should be."""
+    """One JSON object of the manifest at `path`: each method gives a field that is what it should be. `place` says
+    where in the manifest it stands."""
 
     values: dict[str, Any]
     path: Path
+    place: str = ""
 
     def fault(self, message: str) -> PackError:
-        return PackError(f"{self.path}: {message}")
+        return PackError(f"{self.path}: {self.place}{message}")
 
     def string(self, key: str) -> str:
         value = self.values.get(key)
@@ -193,13 +212,13 @@ class _Record:
     def sha256(self, key: str) -> str:
         value = self.string(key)
         if not is_sha256(value):
-            raise self.fault(f"{key} {value!r} is not a sha256")
+            raise self.fault(f"{key} {shown(value)} is not a sha256")
         return value
 
     def label(self, key: str, labels: tuple[str, ...]) -> str:
         label = self.string(key)
         if label not in labels:
-            raise self.fault(f"{key} {label!r} is not one of the pack's labels")
+            raise self.fault(f"{key} {shown(label)} is not one of the pack's labels")
         return label
 
     def count(self, key: str) -> int:
@@ -225,7 +244,7 @@ class _Record:
         values = self.items(key)
         if not all(isinstance(value, dict) for value in values):
             raise self.fault(f"{each} is not an object")
-        return [_Record(value, self.path) for value in values]
+        return [_Record(value, self.path, f"{key}[{i}]: ") for i, value in enumerate(values)]
 
     def inner(self, key: str) -> "_Record":
         value = self.values.get(key)
@@ -249,7 +268,7 @@ def _stimulus(record: _Record, models: tuple[str, ...], labels: tuple[str, ...])
         linf=record.number("linf"),
     )
     if stimulus.model not in models:
-        raise record.fault(f"{stimulus.model!r} is not one of the pack's models")
+        raise record.fault(f"{shown(stimulus.model)} is not one of the pack's models")
     if stimulus.target_label == stimulus.source_label:
         raise record.fault(f"stimulus {stimulus.sha256} has its source label as its target")
     if stimulus.prediction != stimulus.target_label:
@@ -271,21 +290,29 @@ def _models(top: _Record) -> tuple[str, ...]:
     values = top.items("models")
     if not values or not all(isinstance(value, dict) for value in values):
         raise top.fault("models must be objects with a name, one or more")
-    names = tuple(_Record(value, top.path).string("name") for value in values)
+    if len(values) > _MAX_MODELS:
+        raise top.fault(f"a pack has {_MAX_MODELS} models at most, not {len(values):,}")
+    names = tuple(record.string("name") for record in top.records("models", "a model"))
     for name in names:
         if not is_name(name):
-            raise top.fault(f"the model's name {name!r} is not letters, digits, '.', '_' and '-' alone")
-    if len(set(names)) < len(names):
-        raise top.fault("two models have one name")
+            raise top.fault(f"the model's name {shown(name)} is not {_NAME_RULE}")
+    if len({name.casefold() for name in names}) < len(names):
+        raise top.fault("two models have one name")  # files named so would be one on many systems
     return names
 
 
 def _labels(top: _Record) -> tuple[str, ...]:
     labels = top.items("labels")
-    if not all(isinstance(label, str) and label.isprintable() and label.strip() for label in labels):
-        raise top.fault("labels must be strings to print, and not empty")
-    if any(len(label) > _MAX_LABEL for label in labels):
-        raise top.fault(f"labels have {_MAX_LABEL} characters at most")
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise top.fault("labels must be two or more different strings")
+    if len(labels) > _MAX_LABELS:
+        raise top.fault(f"a pack has {_MAX_LABELS} labels at most, not {len(labels):,}")
+    for label in labels:
+        if fault := label_fault(label):
+            raise top.fault(fault)
+    if len(labels) < 2 or len({_seen(label) for label in labels}) < len(labels):
+        raise top.fault("labels must be two or more different strings, that look different")
     return tuple(labels)
+
+
+def _seen(label: str) -> str:
+    """What a reader can tell a label by: its case, but not how its characters are composed."""
+    return _UNSEEN.sub("", unicodedata.normalize("NFKC", label)).strip()

@@ -1,7 +1,8 @@
 """Stimulus packs: a folder with `manifest.json` and `images/<sha256>.png` (format "stimulus-pack/1").
 
 This module is the whole interface between the laboratory and the web app. It imports no torch, so that
-serving a study needs none. What the manifest must say is in `ml/manifest.py`. As a command:
+serving a study needs none. What the manifest must say is in `ml/manifest.py`, whether its numbers are those of its
+images in `ml/consistency.py`. As a command:
 
     python -m ml.pack verify DIR
 
@@ -9,31 +10,31 @@ measures a pack anew (`ml/verify.py`).
 """
 
 import hashlib
-import io
 import json
+import stat
 import sys
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
+from ml import consistency
 from ml.folders import replaced
 from ml.manifest import (
     FORMAT,
     CleanImage,
     Contents,
-    PackError,
     Stimulus,
     canonical_json,
     is_sha256,
+    load_manifest,
     pack_sha256,
     read_manifest,
     study_order,
 )
+from ml.pixels import MAX_PNG, Pixels, check_png, decode_png, encode_png, grid_cells, grid_pixels
+from ml.untrusted import PackError, read_file, shown
 
 __all__ = [
     "FORMAT",
@@ -49,14 +50,13 @@ __all__ = [
     "grid_pixels",
     "pack_sha256",
     "read",
+    "read_untrusted",
     "replaceable",
     "study_order",
     "write",
 ]
 
-_MAX_PIXELS = 4096 * 4096  # a pack comes from elsewhere: refuse to unpack a bomb
-
-Pixels = npt.NDArray[np.uint8]
+_MAX_PIXELS = 2**29  # of all images of a pack together
 
 
 @dataclass(frozen=True)
@@ -66,59 +66,11 @@ class Pack(Contents):
     directory: Path
 
     def image(self, sha256: str) -> bytes:
-        """The PNG's bytes. Raises PackError if the pack has no such image."""
+        """The PNG's bytes, which are those that were checked, as they have its hash. Raises PackError if the pack
+        has no such image."""
         if not is_sha256(sha256):
-            raise PackError(f"{self.directory}: {sha256!r} is not a sha256")
-        path = _image_path(self.directory, sha256)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise PackError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def encode_png(pixels: Pixels) -> bytes:
-    """A lossless 8-bit gray PNG of (H, W) pixels: the same pixels give the same bytes."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 2:
-        raise ValueError(f"expected uint8 pixels (H, W), got {pixels.dtype} {pixels.shape}")
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def decode_png(data: bytes) -> Pixels:
-    """The (H, W) uint8 pixels of a lossless 8-bit gray PNG; raises PackError for anything else."""
-    try:
-        image = Image.open(io.BytesIO(data), formats=["PNG"])
-        if image.mode != "L":
-            raise PackError(f"not an 8-bit gray PNG (mode {image.mode})")
-        if image.width * image.height > _MAX_PIXELS:
-            raise PackError(f"too large ({image.width} x {image.height} pixels)")
-        return np.array(image, dtype=np.uint8)
-    except PackError:
-        raise
-    except Exception as error:  # Pillow raises many kinds on broken bytes
-        raise PackError(f"not a readable PNG ({error})") from None
-
-
-def grid_pixels(cells: Pixels, gap: int = 1, ink: int = 96) -> Pixels:
-    """One picture of (R, C, H, W) cells at native size, with `gap` pixels of gray between and around them."""
-    rows, columns, height, width = cells.shape
-    grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap), ink, dtype=np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = gap + row * (height + gap), gap + column * (width + gap)
-            grid[top : top + height, left : left + width] = cells[row, column]
-    return grid
-
-
-def grid_cells(grid: Pixels, rows: int, columns: int, gap: int = 1) -> Pixels:
-    """The cells (R, C, H, W) of a picture by `grid_pixels`; raises PackError if it cannot have that many."""
-    height, width = ((size - gap) // n - gap for size, n in zip(grid.shape, (rows, columns), strict=True))
-    if grid.shape != (rows * (height + gap) + gap, columns * (width + gap) + gap) or min(height, width) < 1:
-        size = f"{grid.shape[1]} x {grid.shape[0]} pixels"
-        raise PackError(f"{size} are no grid of {rows} x {columns} cells with lines of {gap} between")
-    cells = grid[gap:, gap:].reshape(rows, height + gap, columns, width + gap)[:, :height, :, :width]
-    return cells.swapaxes(1, 2)
+            raise PackError(f"{self.directory}: {shown(sha256)} is not a sha256")
+        return _image(self.directory, sha256)
 
 
 def write(directory: Path, manifest: dict[str, Any], images: Iterable[bytes]) -> Pack:
@@ -151,53 +103,95 @@ def replaceable(directory: Path) -> bool:
     if not any(directory.iterdir()):
         return True
     try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
-    except (OSError, ValueError):
+        return load_manifest(directory / "manifest.json").get("format") == FORMAT
+    except PackError:
         return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def read(directory: Path) -> Pack:
-    """Reads a pack and checks everything that needs neither its models nor its data set.
+    """Reads a pack and checks that it is one.
 
-    Checked: the format; the hash of the manifest; every image's hash; that images are lossless 8-bit gray
-    PNGs and all but the grids of one size; that labels and models are those the pack lists; that a
-    (model, source_index, target_label) cell occurs once and that its prediction is its target.
+    Checked: that all is in plain files of bounded size; the format; the hash of the manifest; every image's hash;
+    that images are lossless 8-bit gray PNGs with nothing beside their pixels, and all but the grids of one size;
+    that labels and models are those the pack lists; that a (model, source_index, target_label) cell occurs once and
+    that its prediction is its target. Files that no record names are not looked at.
     Raises PackError, whose message is one line naming the file and the fault.
     """
-    directory = Path(directory)
+    return _read(Path(directory))[0]
+
+
+def read_untrusted(directory: Path) -> Pack:
+    """Reads a pack as `read` does, and measures all that needs neither its models nor its data set.
+
+    Its numbers are then those of its images, every model has a stimulus for the same pairs, and the grids show them
+    (`ml/consistency.py`). Raises PackError with the first difference.
+    """
+    read, pixels = _read(Path(directory))
+    for check in consistency.checks(read, pixels):
+        if check.differences:
+            raise PackError(f"{read.directory / 'manifest.json'}: {check.differences[0]}")
+    return read
+
+
+def _read(directory: Path) -> tuple[Pack, dict[str, Pixels]]:
+    """A pack and the (H, W) pixels of its images by hash."""
+    _check_folder(directory)
     contents = read_manifest(directory / "manifest.json")
+    pixels: dict[str, Pixels] = {}
     size: tuple[int, ...] | None = None
-    hashes = [s.sha256 for s in contents.stimuli]
-    hashes += [image.sha256 for image in contents.unmodified]
-    for sha256 in hashes:
-        shape = _check_image(directory, sha256)
+    for sha256 in dict.fromkeys(image.sha256 for image in consistency.images(contents)):
+        pixels[sha256] = _pixels(directory, sha256)
+        shape = pixels[sha256].shape
         size = size or shape
         if shape != size:
             file = _image_path(directory, sha256)
             raise PackError(f"{file}: {shape[1]} x {shape[0]} pixels, the others {size[1]} x {size[0]}")
+        if len(pixels) * shape[0] * shape[1] > _MAX_PIXELS:
+            raise PackError(f"{directory}: the images have more than {_MAX_PIXELS:,} pixels together")
     for sha256 in contents.grids.values():
-        _check_image(directory, sha256)
-    return Pack(**vars(contents), directory=directory)
+        if sha256 not in pixels:
+            pixels[sha256] = _pixels(directory, sha256)
+    return Pack(**vars(contents), directory=directory), pixels
+
+
+def _check_folder(directory: Path) -> None:
+    """The likely mistakes, said as what they are. The folder itself may be a link, what is in it may not."""
+    try:
+        mode = directory.stat().st_mode
+        if stat.S_ISREG(mode) and zipfile.is_zipfile(directory):
+            raise PackError(f"{directory}: a ZIP archive; unpack it and name the folder with manifest.json")
+        if not stat.S_ISDIR(mode):
+            raise PackError(f"{directory}: not a folder; a pack is a folder with manifest.json and images")
+        if not stat.S_ISDIR((directory / "images").lstat().st_mode):
+            raise PackError(f"{directory / 'images'}: not a folder")
+    except FileNotFoundError as error:
+        if error.filename == str(directory):
+            raise PackError(f"{directory}: there is no such folder") from None
+    except OSError as error:
+        raise PackError(f"{error.filename or directory}: cannot be read ({error.strerror})") from None
 
 
 def _image_path(directory: Path, sha256: str) -> Path:
     return directory / "images" / f"{sha256}.png"
 
 
-def _check_image(directory: Path, sha256: str) -> tuple[int, ...]:
-    """The (H, W) of an image whose bytes have the hash that names them."""
+def _image(directory: Path, sha256: str) -> bytes:
+    """The bytes of an image, which have the hash that names them."""
     path = _image_path(directory, sha256)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise PackError(f"{path}: cannot be read ({error.strerror})") from None
+    data = read_file(path, MAX_PNG)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise PackError(f"{path}: the content does not have the sha256 in its name")
+    return data
+
+
+def _pixels(directory: Path, sha256: str) -> Pixels:
+    """The (H, W) pixels of an image."""
+    data = _image(directory, sha256)
     try:
-        return decode_png(data).shape
+        check_png(data)
+        return decode_png(data)
     except PackError as error:
-        raise PackError(f"{path}: {error}") from None
+        raise PackError(f"{_image_path(directory, sha256)}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -58,15 +58,23 @@ def make_pack(
 
     stimuli: list[dict[str, Any]] = []
     originals: list[dict[str, Any]] = []
+    # By model, the first source of each label and what it was driven to; black where it was driven to nothing.
+    cells = {model: np.zeros((len(labels), len(labels), size, size), dtype=np.uint8) for model in models}
     for i, label in enumerate(labels):
         for source in range(sources):
             index, original = i * 100 + source, digit(i)
+            for grid in cells.values():
+                if source == 0:
+                    grid[i, i] = original
             originals.append({"sha256": store(original), "source_index": index, "source_label": label})
             for step in range(1, targets + 1):
                 target = labels[(i + step) % len(labels)]
                 for model in models:
                     changed = original.copy()
                     changed.flat[rng.choice(changed.size, 40, replace=False)] = 255
+                    change = (changed / 255 - original / 255).ravel()
+                    if source == 0:
+                        cells[model][i, (i + step) % len(labels)] = changed
                     stimuli.append(
                         {
                             "sha256": store(changed),
@@ -78,18 +86,15 @@ def make_pack(
                             "target_probability": 0.9,
                             "iterations": 20,
                             "pixels_changed": 40,
-                            "l2": 5.0,
-                            "linf": 1.0,
+                            "l2": round(sum(change**2) ** 0.5, 6),
+                            "linf": round(max(abs(change)), 6),
                         }
                     )
     extra = [
         {"sha256": store(digit(i)), "source_index": 5000 + i, "source_label": labels[i % len(labels)]}
         for i in range(clean)
     ]
-    grids = {
-        model: store(pack.grid_pixels(np.stack([[digit(c) for c in range(10)] for _ in range(10)])))
-        for model in models
-    }
+    grids = {model: store(pack.grid_pixels(grid)) for model, grid in cells.items()}
     manifest: dict[str, Any] = {
         "name": name,
         "labels": list(labels),
