@@ -5,8 +5,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import NoReturn
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,15 +13,14 @@ from app import (
     access_command,
     backup,
     export_command,
+    import_command,
     power_command,
     restore,
     serving,
     settings,
     simulate_command,
 )
-from app.db import Database
 from app.definition import DefinitionError, Primary
-from app.packs import import_pack
 from app.settings import SettingsError
 from app.simulate import SimulationError
 from ml import pack as pack_format
@@ -80,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=serving.serve)
 
     load = commands.add_parser("import-pack", help="check a stimulus pack and store it in the database")
-    load.add_argument("directory", type=Path, metavar="DIR")
-    load.set_defaults(run=_import_pack)
+    import_command.add_arguments(load)
+    load.set_defaults(run=import_command.run)
 
     password = commands.add_parser("password", help="set the researcher's password; ends all sessions")
     access_command.add_password_arguments(password)
@@ -147,23 +144,6 @@ def _model_rate(text: str) -> tuple[str, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not MODEL=RATE with a rate from 0 to 1") from None
     return model, float(rate)
-
-
-def _import_pack(args: argparse.Namespace) -> int:
-    config = settings.load()
-    pack = pack_format.read(args.directory)
-    database = Database(config.database_url)
-    try:
-        database.migrate()
-        with database.preparing() as session:
-            _, new = import_pack(session, pack, datetime.now(UTC))
-            session.commit()
-    finally:
-        database.close()
-    print(
-        f"{pack.name}: {len(pack.stimuli)} stimuli, {'imported' if new else 'already here, nothing changed'}"
-    )
-    return 0
 
 
 def _simulate(args: argparse.Namespace) -> int:

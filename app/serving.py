@@ -13,37 +13,39 @@ from app import auth, connections, password, settings, workers
 from app import definition as definitions
 from app.db import Database
 from app.definition import MissingPackError
-from app.packs import import_pack
+from app.packs import import_pack, read_folder
 from app.settings import Settings, SettingsError
-from ml import pack as pack_format
 
 
 def prepare(config: Settings, now: datetime | None = None) -> list[str]:
     """Bring the database up to date: schema, every pack of stimuli/, every study of studies/. Returns the slugs.
 
-    A study whose pack is missing is left out, with a line on stderr: it must not keep others from being served.
-    Raises MissingPackError where there are no others.
+    A pack that is refused, and a study whose pack is missing, is left out, with a line on stderr: it must not keep
+    others from being served. Raises PackError or MissingPackError where there are no others.
     """
     now = now or datetime.now(UTC)
     slugs: list[str] = []
     missing: list[MissingPackError] = []
+    packs, refused = read_folder(config.stimuli)  # before the database is locked, as it takes a while
     database = Database(config.database_url)
     try:
         database.migrate()
         with database.preparing() as session:
-            for manifest in sorted(config.stimuli.glob("*/manifest.json")):
-                import_pack(session, pack_format.read(manifest.parent), now)
+            for pack in packs:
+                import_pack(session, pack, now)
             for path in sorted(config.studies.glob("*.toml")):
                 try:
                     slugs.append(definitions.freeze(session, path, now).slug)
                 except MissingPackError as error:
                     missing.append(error)
             if missing and not slugs:
-                raise missing[0]
+                raise refused[0] if refused else missing[0]
             definitions.close_all_but(session, slugs)
             session.commit()
     finally:
         database.close()
+    for bad in refused:
+        print(f"not imported: {bad}", file=sys.stderr)
     for left_out in missing:
         print(f"not served: {left_out}", file=sys.stderr)
     return slugs

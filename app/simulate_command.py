@@ -11,6 +11,7 @@ from app import definition as definitions
 from app import published, settings
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
 from app.definition import Definition
+from app.packs import read_folder
 from app.population import Spread
 from app.settings import Settings
 from app.simulate import simulate
@@ -121,8 +122,9 @@ def rates_of(
 def study_and_packs(config: Settings, name: str) -> tuple[Definition, list[Pack]]:
     """The study that the file of this name defines, and its packs, where the server finds both."""
     definition = Definition.model_validate(definitions.read(config.studies / f"{name}.toml"))
-    found = [pack_format.read(path.parent) for path in sorted(config.stimuli.glob("*/manifest.json"))]
+    found, refused = read_folder(config.stimuli)
     packs = [pack for pack in found if pack.name in definition.packs]
     if missing := set(definition.packs) - {pack.name for pack in packs}:
-        raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}")
+        why = f" ({refused[0]})" if refused else ""
+        raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}{why}")
     return definition, packs

@@ -137,6 +137,8 @@ def _read(directory: Path) -> tuple[Pack, dict[str, Pixels]]:
     """A pack and the (H, W) pixels of its images by hash."""
     _check_folder(directory)
     contents = read_manifest(directory / "manifest.json")
+    if (directory / "images").is_symlink():
+        raise PackError(f"{directory / 'images'}: is a link, not a folder")
     pixels: dict[str, Pixels] = {}
     size: tuple[int, ...] | None = None
     for sha256 in dict.fromkeys(image.sha256 for image in consistency.images(contents)):
@@ -162,13 +164,10 @@ def _check_folder(directory: Path) -> None:
             raise PackError(f"{directory}: a ZIP archive; unpack it and name the folder with manifest.json")
         if not stat.S_ISDIR(mode):
             raise PackError(f"{directory}: not a folder; a pack is a folder with manifest.json and images")
-        if not stat.S_ISDIR((directory / "images").lstat().st_mode):
-            raise PackError(f"{directory / 'images'}: not a folder")
-    except FileNotFoundError as error:
-        if error.filename == str(directory):
-            raise PackError(f"{directory}: there is no such folder") from None
+    except FileNotFoundError:
+        raise PackError(f"{directory}: there is no such folder") from None
     except OSError as error:
-        raise PackError(f"{error.filename or directory}: cannot be read ({error.strerror})") from None
+        raise PackError(f"{directory}: cannot be read ({error.strerror})") from None
 
 
 def _image_path(directory: Path, sha256: str) -> Path:

@@ -15,7 +15,7 @@ from app.definition import Definition, DefinitionError
 from app.differences import sign_flip
 from app.main import create_app
 from app.models import CleanImage, Image, Pack, Stimulus, Study, StudyPack
-from app.packs import import_pack
+from app.packs import Imported, import_pack
 from app.sequential import boundaries
 from app.serving import prepare
 from app.settings import ROOT, Settings
@@ -279,9 +279,9 @@ def test_importing_again_changes_nothing(database: Database, pack: pack_format.P
 
     before = counts()
     with database.write() as session:
-        _, new = import_pack(session, pack, NOON + timedelta(days=1))
+        _, imported = import_pack(session, pack, NOON + timedelta(days=1))
         session.commit()
-    assert not new
+    assert imported is Imported.KNOWN
     assert counts() == before
     assert before[0] == 1
     assert before[2] == len(pack.stimuli)

@@ -148,7 +148,7 @@ def test_the_grid_of_each_network_is_there_at_its_own_size(researcher: TestClien
     found = re.findall(
         r'<img src="/stimuli/(\w+)\.png" alt="Images made for ([a-z ]+):[^"]*" width="(\d+)"', text
     )
-    assert found == [(small.grids[m], m.replace("_", " "), "291") for m in small.models]
+    assert found == [(small.grids[m], m.replace("_", " "), "117") for m in small.models]
     assert researcher.get(f"/stimuli/{found[0][0]}.png").content == small.image(found[0][0])
 
 
