@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ml.datasets import DATASETS, Dataset, DatasetError, Images, Labels
+from ml.manifest import MAX_LABELS, label_fault
 from ml.pack import PackError, decode_png
 
 _MAX_LABEL = 50  # characters, as in a pack
@@ -71,9 +72,15 @@ def _labels(folder: Path) -> tuple[str, ...]:
                     f"{str(path)!r}: a label is 1 to {_MAX_LABEL} characters to print, without a space "
                     f"at its ends; rename the folder"
                 )
+            if fault := label_fault(path.name):
+                raise DatasetError(f"{str(path)!r}: {fault}; rename the folder")
             labels.append(path.name)
         elif path.suffix.lower() == ".png":
             raise DatasetError(f"{path}: lies in no label's folder; move it into the one of its label")
+    if len(labels) > MAX_LABELS:
+        raise DatasetError(
+            f"{folder}: has {len(labels)} folders of images; a pack has {MAX_LABELS} labels at most"
+        )
     if len(labels) < 2:
         raise DatasetError(
             f"{folder}: has {len(labels)} folders of images; make one for each label, two or more"

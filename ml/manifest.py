@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NAME_RULE = "letters, digits, '.', '_' and '-' alone, 100 at most, the first a letter or digit"
 _MAX_MANIFEST = 16 * 2**20  # bytes; a stimulus takes 340
 _MAX_NAME, _MAX_LABEL = 100, 50  # characters, as long as the app's columns
-_MAX_LABELS, _MAX_MODELS = 200, 20  # a participant sees each label of each model
+MAX_LABELS, _MAX_MODELS = 200, 20  # a participant sees each label of each model
 _MAX_COUNT = 2**31 - 1  # as large as the app's columns
 _MAX_NUMBER = 1e300
 _RESERVED = "none"  # the answer that none of the labels is plausible
@@ -303,8 +303,8 @@ def _models(top: _Record) -> tuple[str, ...]:
 
 def _labels(top: _Record) -> tuple[str, ...]:
     labels = top.items("labels")
-    if len(labels) > _MAX_LABELS:
-        raise top.fault(f"a pack has {_MAX_LABELS} labels at most, not {len(labels):,}")
+    if len(labels) > MAX_LABELS:
+        raise top.fault(f"a pack has {MAX_LABELS} labels at most, not {len(labels):,}")
     for label in labels:
         if fault := label_fault(label):
             raise top.fault(fault)

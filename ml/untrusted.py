@@ -33,14 +33,12 @@ def read_file(path: Path, most: int) -> bytes:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags | getattr(os, "O_BINARY", 0))
         with os.fdopen(descriptor, "rb") as file:
-            if fault := _fault(os.fstat(descriptor), most):
+            found = os.fstat(descriptor)
+            if fault := _fault(found, most):
                 raise PackError(f"{path}: {fault}")
-            data = file.read(most + 1)
+            return file.read(found.st_size)
     except OSError as error:
         raise PackError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > most:
-        raise PackError(f"{path}: has more than {most:,} bytes")
-    return data
 
 
 def _fault(found: os.stat_result, most: int) -> str | None:
