@@ -50,8 +50,8 @@ def read_folder(folder: Path) -> tuple[list[pack_format.Pack], list[PackError]]:
 def import_pack(session: Session, source: pack_format.Pack, now: datetime) -> tuple[Pack, Imported]:
     """Store a pack that `read_untrusted` gave, whole; the caller commits. Returns its row and what was done.
 
-    The session is one of `Database.preparing`, as of two imports at a time both could find an image missing. The same
-    content again changes nothing, but that of packs of one name the latest to come is the one in use.
+    The session is one of `Database.preparing`, as of two imports at a time both could find an image missing. The
+    same content again changes nothing, but that of packs of one name the latest to come is the one in use.
     Raises PackError where an image is no longer the one that was checked; the caller must not commit then.
     """
     newest = session.scalars(

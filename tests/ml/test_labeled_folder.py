@@ -155,6 +155,24 @@ def test_labels_are_short_text_to_print(label: str, folder: Path) -> None:
     assert "a label is 1 to 50 characters to print" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("label", "complaint"),
+    [
+        ("None", "a label cannot be 'None', which stands for the answer that none is plausible; rename the"),
+        ("\u3164", "labels must be strings to print, and not empty; rename the folder"),
+    ],
+)
+def test_what_no_pack_can_have_as_a_label_is_refused(label: str, complaint: str, folder: Path) -> None:
+    put(folder / label / "1.png")
+    assert complaint in refused(folder)
+
+
+def test_more_labels_than_a_pack_can_have_are_refused(tmp_path: Path) -> None:
+    for label in range(201):
+        (tmp_path / str(label)).mkdir()
+    assert "has 201 folders of images; a pack has 200 labels at most" in refused(tmp_path)
+
+
 def test_a_label_of_50_characters_will_do(folder: Path) -> None:
     put(folder / ("x" * 50) / "1.png")
     assert load_folder(folder, split=False).labels[-1] == "x" * 50

@@ -845,8 +845,8 @@ def assert_so(read: pack.Pack) -> None:
     assert len(cells) == len(read.stimuli)
     assert cells == {(m, index, target) for _, index, target in cells for m in read.models}
     assert set(read.grids) == set(read.models)
-    images = {s: pack.decode_png(read.image(s.sha256)) for s in (*read.stimuli, *read.unmodified)}
-    originals = {o.source_index: images[o].astype(int) for o in read.originals}
+    images = {s: pack.decode_png(read.image(s.sha256)) for s in read.stimuli}
+    originals = {o.source_index: pack.decode_png(read.image(o.sha256)).astype(int) for o in read.originals}
     for s in read.stimuli:
         assert s.prediction == s.target_label != s.source_label
         assert {s.source_label, s.target_label} <= set(read.labels)
