@@ -77,8 +77,9 @@ def assign(
             own = shown.get(c.id, 0)
             return own, -(pair_shown[_pair(c)] - own)
 
-        best = min(rank(c) for c in left)
-        pick = rng.choice([c for c in left if rank(c) == best])
+        ranks = [rank(c) for c in left]
+        best = min(ranks)
+        pick = rng.choice([c for c, its_rank in zip(left, ranks, strict=True) if its_rank == best])
         used.add((pick.pack, pick.source_index))
         chosen.append(pick.id)
 

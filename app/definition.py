@@ -233,7 +233,13 @@ def read(path: Path) -> dict[str, Any]:
 
 def of(study: Study) -> Definition:
     """The definition that a study version was frozen with."""
-    return Definition.model_validate(study.definition["file"])
+    found = _definitions.get(study.sha256)
+    if found is None:
+        found = _definitions[study.sha256] = Definition.model_validate(study.definition["file"])
+    return found
+
+
+_definitions: dict[str, Definition] = {}  # by the hash of all that is in them; every request needs one
 
 
 def freeze(session: Session, path: Path, now: datetime) -> Study:

@@ -3,23 +3,22 @@
 import secrets
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from app import definition as definitions
 from app import recruiters
 from app.assignment import Assignment, Candidate, assign, placebo_label
 from app.definition import Definition
+from app.exposures import Exposures
 from app.i18n import N_
-from app.models import CleanImage, Pack, Participant, RecruiterId, Response, Stimulus, Study, Trial
+from app.models import CleanImage, Pack, Participant, RecruiterId, Stimulus, Study, Trial
 from app.participation import ALPHABET, Refusal
 
 SIMULATED = "simulated"  # the external id that `python -m app simulate` marks its participants with
-# An unfinished session this long silent no longer holds its images. Longer, and a rush of arrivals with many
-# dropouts leaves images unevenly answered; one who comes back later still finds the same images.
-ABANDONED_AFTER = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,38 @@ def open_study(session: Session, slug: str) -> Study:
     return study
 
 
-def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
+@dataclass(frozen=True)
+class Pool:
+    """The images of a study's packs, which never change."""
+
+    candidates: dict[int, Candidate]  # by the stimulus's id
+    stimuli: dict[int, str]  # id -> sha256 of the image
+    clean: dict[int, str]  # id of an unmodified image -> sha256
+    unattacked: list[int]  # ids of those that are for practice and control trials
+
+
+class Remembered:
+    """What one server process need not read anew for every session that begins."""
+
+    def __init__(self) -> None:
+        self.exposures = Exposures()
+        self._pools: dict[tuple[str, ...], Pool] = {}
+
+    def pool(self, session: Session, study: Study) -> Pool:
+        packs = tuple(link.pack.sha256 for link in study.packs)
+        if packs not in self._pools:
+            self._pools[packs] = _pool(session, [link.pack_id for link in study.packs])
+        return self._pools[packs]
+
+
+def start(
+    session: Session, beginning: Beginning, now: datetime, remembered: Remembered | None = None
+) -> Participant:
     """A new participant with a new token and all trials assigned; committed.
 
     Who may be `returning` is asked for before, in the same writing session.
     """
+    remembered = remembered or Remembered()
     study = open_study(session, beginning.slug)
     if beginning.version not in (None, study.version):
         raise Refusal(
@@ -120,17 +146,14 @@ def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
     simulated = SIMULATED in beginning.external
     last = session.scalar(select(func.max(Participant.number)).where(Participant.study_id == study.id))
     number = (last or 0) + 1
-    pack_ids = [link.pack_id for link in study.packs]
-    candidates = candidates_of(session, pack_ids)
+    pool = remembered.pool(session, study)
     try:
         assignment = assign(
             seed=definition.seed,
             number=number,
-            candidates=list(candidates.values()),
-            shown=exposures(session, study.id, simulated, now),
-            clean_pool=session.scalars(
-                select(CleanImage.id).where(CleanImage.pack_id.in_(pack_ids), CleanImage.role == "clean")
-            ).all(),
+            candidates=list(pool.candidates.values()),
+            shown=remembered.exposures.count(session, study.id, simulated, now),
+            clean_pool=pool.unattacked,
             practice=definition.practice,
             controls=definition.controls,
             grids=[f"{link.pack.name}/{model}" for link in study.packs for model in sorted(link.pack.grids)],
@@ -157,7 +180,7 @@ def start(session: Session, beginning: Beginning, now: datetime) -> Participant:
     )
     session.add(participant)
     session.flush()
-    session.add_all(_trials(session, study, definition, participant.id, assignment, candidates))
+    session.execute(insert(Trial), _trials(study, definition, participant.id, assignment, pool))
     once = definition.recruitment.returning != "new"
     session.add_all(
         RecruiterId(
@@ -186,69 +209,49 @@ def _drawn(length: int) -> str:
 
 
 def _trials(
-    session: Session,
-    study: Study,
-    definition: Definition,
-    participant_id: int,
-    assignment: Assignment,
-    candidates: dict[int, Candidate],
-) -> list[Trial]:
-    """Practice first, then the stimuli with the control images among them."""
-    pack_ids = [link.pack_id for link in study.packs]
-    clean = dict(
-        session.execute(
-            select(CleanImage.id, CleanImage.sha256).where(CleanImage.pack_id.in_(pack_ids))
-        ).all()
-    )
-    images = dict(
-        session.execute(select(Stimulus.id, Stimulus.sha256).where(Stimulus.pack_id.in_(pack_ids))).all()
-    )
+    study: Study, definition: Definition, participant_id: int, assignment: Assignment, pool: Pool
+) -> list[dict[str, Any]]:
+    """Rows: practice first, then the stimuli with the control images among them."""
     labels = study.packs[0].pack.labels
     judging = {stimulus: order for order, stimulus in enumerate(assignment.judging, start=1)}
     judged = "plausibility" in definition.questions
-    trials: list[Trial] = []
+    trials: list[dict[str, Any]] = []
 
     def add(kind: str, sha256: str, **more: object) -> None:
-        position = len(trials) + 1
-        trials.append(
-            Trial(participant_id=participant_id, position=position, kind=kind, sha256=sha256, **more)
-        )
+        place = {"participant_id": participant_id, "position": len(trials) + 1}
+        unset = {"judging_order": None, "stimulus_id": None, "clean_image_id": None, "placebo_label": None}
+        trials.append(place | {"kind": kind, "sha256": sha256} | unset | more)
 
     for image in assignment.practice:
-        add("practice", clean[image], clean_image_id=image)
+        add("practice", pool.clean[image], clean_image_id=image)
     for place, stimulus in enumerate(assignment.labelling, start=1):
-        shown = candidates[stimulus]
+        shown = pool.candidates[stimulus]
         add(
             "main",
-            images[stimulus],
+            pool.stimuli[stimulus],
             judging_order=judging[stimulus] if judged else None,
             stimulus_id=stimulus,
             placebo_label=placebo_label(
-                definition.seed, images[stimulus], shown.source_label, shown.target_label, labels
+                definition.seed, pool.stimuli[stimulus], shown.source_label, shown.target_label, labels
             ),
         )
         for after, image in assignment.controls:
             if after == place:
-                add("control", clean[image], clean_image_id=image)
+                add("control", pool.clean[image], clean_image_id=image)
     return trials
 
 
-def exposures(session: Session, study_id: int, simulated: bool, now: datetime) -> dict[int, int]:
-    """How often each stimulus has been shown: answered, or assigned to somebody who may still be at it."""
-    rows = session.execute(
-        select(Trial.stimulus_id, func.count())
-        .join(Participant, Participant.id == Trial.participant_id)
-        .outerjoin(Response, Response.trial_id == Trial.id)
-        .where(
-            Participant.study_id == study_id,
-            Participant.simulated == simulated,
-            Participant.withdrawn_at.is_(None),
-            Trial.kind == "main",
-            or_(Response.trial_id.is_not(None), Participant.last_seen_at > now - ABANDONED_AFTER),
-        )
-        .group_by(Trial.stimulus_id)
+def _pool(session: Session, pack_ids: list[int]) -> Pool:
+    clean = session.execute(
+        select(CleanImage.id, CleanImage.sha256, CleanImage.role).where(CleanImage.pack_id.in_(pack_ids))
+    ).all()
+    stimuli = session.execute(select(Stimulus.id, Stimulus.sha256).where(Stimulus.pack_id.in_(pack_ids)))
+    return Pool(
+        candidates=candidates_of(session, pack_ids),
+        stimuli=dict(stimuli.all()),
+        clean={id: sha256 for id, sha256, _ in clean},
+        unattacked=[id for id, _, role in clean if role == "clean"],
     )
-    return {stimulus: count for stimulus, count in rows if stimulus is not None}
 
 
 def candidates_of(session: Session, pack_ids: list[int]) -> dict[int, Candidate]:

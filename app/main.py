@@ -34,6 +34,7 @@ from app import (
 from app.batches import Batches, PlainAnswers
 from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, Bounds
 from app.db import Database
+from app.enrollment import Remembered
 from app.i18n import LANGUAGES, N_, SOURCE, translate
 from app.observations import Memory
 from app.participation import Refusal
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.database = database
     app.state.batches = batches
     app.state.memory = Memory()
+    app.state.remembered = Remembered()
     app.state.creation_limit = AddressLimit()
     app.state.guess_limit = AddressLimit(*GUESSES)
     app.state.link_limit = AddressLimit()

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import observations
 from app.definition import Definition
-from app.enrollment import ABANDONED_AFTER
+from app.exposures import ABANDONED_AFTER
 from app.models import Participant, Study
 from app.observations import DISTURBANCES, UNDISTURBED, Data, Memory, Seen, Stimuli
 from app.participation import State, state_of

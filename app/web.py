@@ -79,7 +79,7 @@ def enroll(request: Request, beginning: Beginning) -> Participant:
                 N_("Too many sessions were begun from your network just now; please try again in a minute."),
                 retry_after=math.ceil(wait),
             )
-        return enrollment.start(session, beginning, now())
+        return enrollment.start(session, beginning, now(), request.app.state.remembered)
 
 
 def parsed_uuid(text: str) -> uuid.UUID | None:

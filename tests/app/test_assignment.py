@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.assignment import Assignment, Candidate, assign
-from app.enrollment import ABANDONED_AFTER
+from app.exposures import ABANDONED_AFTER
 
 LABELS = "0123456789"
 MODELS = ("undefended", "distilled", "gradient_regularized")

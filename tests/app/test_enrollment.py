@@ -13,9 +13,8 @@ from fastapi.testclient import TestClient
 from httpx2 import Response as Reply
 from sqlalchemy import func, select, update
 
-from app import enrollment
 from app.db import Database
-from app.enrollment import ABANDONED_AFTER
+from app.exposures import ABANDONED_AFTER, Exposures
 from app.main import create_app
 from app.models import Participant, RecruiterId, Study, Trial
 from app.recruiters import PERSONAL
@@ -386,8 +385,7 @@ def test_exposures_are_what_was_answered_or_may_still_be(client: TestClient, db:
     with db.read() as session:
         study = session.scalars(select(Study)).one()
         counted = {
-            simulated: enrollment.exposures(session, study.id, simulated, now())
-            for simulated in (False, True)
+            simulated: Exposures().count(session, study.id, simulated, now()) for simulated in (False, True)
         }
         expected: Counter[int] = Counter()
         for player, images in ((finished, 30), (amid, 30), (silent, 5)):
@@ -476,10 +474,10 @@ def test_who_answers_holds_their_images(client: TestClient, db: Database) -> Non
             session.commit()
         with db.read() as session:
             study = session.scalars(select(Study)).one()
-            held = sum(enrollment.exposures(session, study.id, False, now()).values())
+            held = sum(Exposures().count(session, study.id, False, now()).values())
         assert held == (1 if question == "label" else 30)
         player.answer(most=1)
         with db.read() as session:
             assert session.scalars(select(Participant.last_seen_at)).one() > now() - ABANDONED_AFTER
-            assert sum(enrollment.exposures(session, study.id, False, now()).values()) == 30
+            assert sum(Exposures().count(session, study.id, False, now()).values()) == 30
         player.answer(until="judging")
