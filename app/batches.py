@@ -9,9 +9,10 @@ it may be (a repetition, another answer, out of order, withdrawn, no such image,
 """
 
 import asyncio
+import logging
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +22,8 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, Select, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as TookTooLong
 from sqlalchemy.orm import Session
 
 from app import participation, web
@@ -104,6 +106,7 @@ _COURSES = (
     .where(Trial.participant_id.in_(bindparam("people", expanding=True)))
     .order_by(Trial.participant_id, Trial.position)
 )
+_OWNERS = select(Trial.id, Trial.participant_id).where(Trial.id.in_(bindparam("trials", expanding=True)))
 _ANSWERED: dict[Part, Select[int]] = {
     "labelling": select(Response.trial_id).where(Response.trial_id.in_(bindparam("trials", expanding=True))),
     "judging": select(Judgment.trial_id).where(Judgment.trial_id.in_(bindparam("trials", expanding=True))),
@@ -121,11 +124,9 @@ class PlainAnswers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._courses: OrderedDict[str, Course] = OrderedDict()  # by token, the last one used last
-        self._studies: dict[
-            int, tuple[list[str], list[str]]
-        ] = {}  # labels and questions, by the version's id
+        self._studies: dict[int, tuple[list[str], list[str]]] = {}  # version's id -> labels and questions
         insert = sqlite.insert if database.engine.dialect.name == "sqlite" else postgresql.insert
-        self._inserts = {
+        self._inserts: dict[Part, Any] = {
             "labelling": insert(Response).on_conflict_do_nothing().returning(Response.trial_id),
             "judging": insert(Judgment).on_conflict_do_nothing().returning(Judgment.trial_id),
         }
@@ -133,64 +134,68 @@ class PlainAnswers:
     def store(self, batch: Sequence[Answer]) -> list[Stored | None]:
         """Store those of the answers that are plain; committed. None: nothing is stored, `answers` may say why.
 
-        Raises OperationalError, nothing stored, where the database is locked, full or away.
+        Raises what SQLAlchemy says of a database that is locked, full or away; nothing is stored then.
         """
         try:
             with self._database.write() as session:
                 stored = self._store(session, batch)
                 session.commit()
                 return stored
-        except OperationalError:
+        except (OperationalError, InternalError, InterfaceError, TookTooLong):
             raise
-        except Exception:  # what is wrong with one of them must not be the others' fault: each is tried alone
+        except (
+            Exception
+        ) as error:  # what is wrong with one must not be the others' fault: each is tried alone
+            kind = type(error).__name__
+            logging.getLogger("uvicorn.error").warning(
+                "%d answers are stored one by one: %s", len(batch), kind
+            )
             return [None] * len(batch)
 
     def _store(self, session: Session, batch: Sequence[Answer]) -> list[Stored | None]:
         connection = session.connection()
-        people = connection.execute(_PEOPLE, {"tokens": [answer.token for answer in batch]}).all()
-        courses = self._courses_of(connection, people)
+        likely = self._likely(session, batch)
+        owners, answered = _owners(connection, likely), _answered(connection, likely)
+        plain = [
+            one for one in likely if owners.get(one.trial) == one.participant and one.comes_next(answered)
+        ]
+        stored = self._insert(connection, plain)
+        after = {one.index: one.course.after(one.answer) for one in plain if one.trial in stored}
+        return [after.get(i) for i in range(len(batch))]
+
+    def _likely(self, session: Session, batch: Sequence[Answer]) -> list["_Likely"]:
+        """Those that name an image of a participant who is locked now, and make sense."""
+        tokens = [answer.token for answer in batch]
+        people = session.connection().execute(_PEOPLE, {"tokens": tokens}).all()
+        courses = self._courses_of(session.connection(), people)
+        ids = {person.token: person.id for person in people}
         studies = {person.token: self._study(session, person) for person in people}
-        now = web.now()
-        taken: dict[int, tuple[Course, dict[str, Any]]] = {}  # by the place in the batch
+        found = []
         for i, answer in enumerate(batch):
             course = courses.pop(answer.token, None)  # of several answers by one participant the first
             if course is None or answer.position not in course.order(answer.part):
                 continue
             content = _content(answer, *studies[answer.token])
             if content is not None:
-                (_, trial) = course.place(answer)
-                of_all = {"answer_id": answer.answer_id, "rt_ms": answer.rt_ms, "display": answer.display}
-                taken[i] = course, {"trial_id": trial, "answered_at": now} | of_all | content
-        answered = self._answered(connection, [(course, batch[i]) for i, (course, _) in taken.items()])
-        rows: dict[str, list[dict[str, Any]]] = {"labelling": [], "judging": []}
-        for i, (course, row) in taken.items():
-            before = course.before(batch[i])
-            if course.place(batch[i]) not in answered and (before is None or before in answered):
-                rows[batch[i].part].append(row)
-        stored: set[int] = set()  # trials
-        for part, new in rows.items():
-            if new:
-                # In one order everywhere: two processes that are sent the same ids do not wait for each other.
-                new.sort(key=lambda row: row["answer_id"].bytes)
-                stored.update(connection.execute(self._inserts[part], new).scalars())
-        ids = {person.token: person.id for person in people}
-        seen = [ids[batch[i].token] for i, (_, row) in taken.items() if row["trial_id"] in stored]
-        if seen:
-            connection.execute(_SEEN, {"people": seen, "now": now})
-        return [
-            taken[i][0].after(answer) if i in taken and taken[i][1]["trial_id"] in stored else None
-            for i, answer in enumerate(batch)
-        ]
-
-    def _answered(self, connection: Connection, taken: Sequence[tuple[Course, Answer]]) -> set[Place]:
-        """Of the places that these answers are about, and of those before them, the ones that are answered."""
-        places = {course.place(answer) for course, answer in taken}
-        places |= {before for course, answer in taken if (before := course.before(answer)) is not None}
-        found: set[Place] = set()
-        for part, query in _ANSWERED.items():
-            if trials := [trial for in_part, trial in places if in_part == part]:
-                found |= {(part, trial) for trial in connection.execute(query, {"trials": trials}).scalars()}
+                found.append(_Likely(i, answer, course, ids[answer.token], content))
         return found
+
+    def _insert(self, connection: Connection, plain: Sequence["_Likely"]) -> set[int]:
+        """Insert them; returns the trials of those that were, as an answer's id may have been used before."""
+        now = web.now()
+        stored: dict[int, int] = {}  # trial -> participant
+        for part, insertion in self._inserts.items():
+            # In one order everywhere: two processes that are sent the same ids must not wait for each other.
+            of_part = sorted(
+                (one for one in plain if one.answer.part == part), key=lambda one: one.answer.answer_id.bytes
+            )
+            if of_part:
+                rows = [one.row | {"answered_at": now} for one in of_part]
+                inserted = set(connection.execute(insertion, rows).scalars())
+                stored |= {one.trial: one.participant for one in of_part if one.trial in inserted}
+        if stored:
+            connection.execute(_SEEN, {"people": list(stored.values()), "now": now})
+        return set(stored)
 
     def _courses_of(self, connection: Connection, people: Sequence[Person]) -> dict[str, Course]:
         """Token -> course; what is not remembered is read."""
@@ -219,6 +224,49 @@ class PlainAnswers:
         return self._studies[person.study_id]
 
 
+@dataclass(frozen=True, slots=True)
+class _Likely:
+    """An answer that may be plain."""
+
+    index: int  # in the batch
+    answer: Answer
+    course: Course
+    participant: int
+    content: dict[str, Any]
+
+    @property
+    def trial(self) -> int:
+        _, trial = self.course.place(self.answer)
+        return trial
+
+    @property
+    def row(self) -> dict[str, Any]:
+        sent = self.answer
+        of_all = {"answer_id": sent.answer_id, "rt_ms": sent.rt_ms, "display": sent.display}
+        return {"trial_id": self.trial} | of_all | self.content
+
+    def comes_next(self, answered: Set[Place]) -> bool:
+        before = self.course.before(self.answer)
+        return self.course.place(self.answer) not in answered and (before is None or before in answered)
+
+
+def _owners(connection: Connection, likely: Sequence[_Likely]) -> dict[int, int]:
+    """Trial -> participant: SQLite gives ids of deleted rows to new ones, so that a course may name another's."""
+    trials = [one.trial for one in likely]
+    return dict(connection.execute(_OWNERS, {"trials": trials}).all()) if trials else {}
+
+
+def _answered(connection: Connection, likely: Sequence[_Likely]) -> set[Place]:
+    """Of the places that these answers are about, and of those before them, the ones that are answered."""
+    places = {one.course.place(one.answer) for one in likely}
+    places |= {before for one in likely if (before := one.course.before(one.answer)) is not None}
+    found: set[Place] = set()
+    for part, query in _ANSWERED.items():
+        if trials := [trial for in_part, trial in places if in_part == part]:
+            found |= {(part, trial) for trial in connection.execute(query, {"trials": trials}).scalars()}
+    return found
+
+
 def _content(answer: Answer, labels: list[str], questions: list[str]) -> dict[str, Any] | None:
     """What is stored of it beside what all answers have; None where it makes no sense."""
     if answer.part == "judging":
@@ -242,7 +290,7 @@ class Batches:
     async def put(self, answer: Answer) -> Stored | None:
         """Store an answer if it is plain; returns once it is committed. None: nothing is stored.
 
-        Raises OperationalError, nothing stored, where that could not be done in time.
+        Raises as `PlainAnswers.store`, and TookTooLong where others' answers were in the way for too long.
         """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Stored | None] = loop.create_future()
@@ -259,9 +307,7 @@ class Batches:
             in_time = [(answer, reply) for answer, since, reply in batch if since >= late]
             for _, since, reply in batch:
                 if since < late:
-                    _tell(
-                        reply, OperationalError("BEGIN", None, TimeoutError("others' answers took too long"))
-                    )
+                    _tell(reply, TookTooLong("other answers were stored for so long"))
             try:
                 answers = [answer for answer, _ in in_time]
                 loop = asyncio.get_running_loop()

@@ -68,7 +68,7 @@ class Exposures:
         """Stimulus id -> how often it was answered, or assigned to somebody who may still be at it; if ever."""
         counted = self._studies.setdefault((study_id, simulated), _Counted())
         asked = {"study": study_id, "simulated": simulated, "since": now - ABANDONED_AFTER}
-        people: dict[int, str] = dict(session.execute(_PEOPLE, asked).tuples().all())
+        people: dict[int, str] = dict(session.execute(_PEOPLE, asked).all())
         counted.forget([id for id in counted.people if id not in people])
         changed = [
             id for id, seen in people.items() if id not in counted.people or counted.people[id][0] != seen
