@@ -297,7 +297,7 @@ class _Grid:
 
     def heat(self, shares: dict[tuple[int, int], float]) -> dict[tuple[int, int], str]:
         """Cells colored by their shares; which color each has got."""
-        scale = _viridis()
+        scale = viridis()
         fills = {at: scale[min(int(256 * share), 255)] for at, share in shares.items()}
         for at, color in fills.items():
             self.fill(at, color)
@@ -305,7 +305,7 @@ class _Grid:
 
 
 @cache
-def _viridis() -> list[str]:
+def viridis() -> list[str]:
     """256 colors for 0 to 1; of matplotlib, which takes a while to load."""
     from matplotlib import colormaps, colors
 
@@ -332,7 +332,7 @@ def _towards(a: tuple[float, float], b: tuple[float, float], distance: float) ->
 def _scale(drawing: Drawing, key: str) -> None:
     """Along the bottom: what the cells say, and at the right edge what their colors mean."""
     y, width, steps = drawing.height - 12, 160, 40
-    left, scale = WIDTH - 40 - width, _viridis()
+    left, scale = WIDTH - 40 - width, viridis()
     drawing.text(0, y, key, "start", SMALL)
     for i in range(steps):  # each a little wider, over the seams
         color = scale[round(255 * i / (steps - 1))]

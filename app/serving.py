@@ -70,6 +70,7 @@ def serve(args: argparse.Namespace) -> int:
         slugs = prepare(config)
         if not slugs:
             raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
+        from app import warming
         from app.main import create_app
 
         settings.refuse_unsafe(config, _password_is_set(config))
@@ -82,8 +83,9 @@ def serve(args: argparse.Namespace) -> int:
 
         def run(listening: Callable[[], None]) -> bool:
             # The access log would write participants' links, which are their secrets, into files.
+            app = create_app(config)
             options = uvicorn.Config(
-                create_app(config),
+                app,
                 http=connections.Connection,
                 ws="none",
                 backlog=connections.BACKLOG,
@@ -91,7 +93,12 @@ def serve(args: argparse.Namespace) -> int:
                 access_log=False,
                 server_header=False,
             )
-            server = _AnnouncingServer(options, listening)
+
+            def begun() -> None:
+                listening()
+                warming.start(app.state.database, app.state.memory)
+
+            server = _AnnouncingServer(options, begun)
             server.run(sockets=[listener])
             return server.started
 

@@ -1,17 +1,20 @@
 """What a server keeps between requests changes no number: after each step it says what a server without it says."""
 
+import random
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import delete, select, update
 
 from app import definition as definitions
-from app import observations, progress, results
+from app import observations, progress, results, warming
 from app.db import Database
+from app.models import Comment, Judgment, Participant, Response, SeenLook, Trial, Unmasking
 from app.observations import Data, Memory
 from app.results_json import results_json
 from app.serving import prepare
@@ -93,6 +96,92 @@ def test_after_each_step_memory_says_what_reading_all_says(
     play(researcher, "test", [small], at_random(4, small.labels))
     check()
     assert len({repr(one) for one in told}) == len(told), "each step changes something"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_happens_every_process_says_what_is_stored(
+    researcher: TestClient, start: Callable[..., Player], db: Database, small: Pack, seed: int
+) -> None:
+    rng = random.Random(seed)
+    processes = [Memory(), Memory()]
+    people: list[Player] = []
+
+    def begin() -> None:
+        people.append(start())
+
+    def answer() -> None:
+        for person in rng.sample(people, min(2, len(people))):
+            if person.session()["state"] != "withdrawn":
+                person.answer(by_chance, most=rng.choice([1, 2, 30]))
+
+    def by_chance(trial: dict[str, Any]) -> dict[str, Any]:
+        answer = at_random(rng.random(), small.labels)(None)
+        asked = ("plausible",) if trial["state"] == "judging" else ("label", "runner_up")
+        return {key: answer[key] for key in asked}
+
+    def withdraw() -> None:
+        assert researcher.post(f"{rng.choice(people).base}/withdraw").status_code == 200
+
+    def correct() -> None:
+        # Nothing of the app does so: what somebody changes by hand together with the row shows too.
+        with db.write() as session:
+            person = session.scalars(select(Participant).order_by(Participant.last_seen_at.desc())).first()
+            assert person is not None
+            person.last_seen_at += timedelta(seconds=1)
+            trials = select(Trial.id).where(Trial.participant_id == person.id)
+            session.execute(update(Response).where(Response.trial_id.in_(trials)).values(rt_ms=50.5))
+            session.commit()
+
+    def remove() -> None:
+        """As if somebody had never been here."""
+        with db.write() as session:
+            gone = session.scalars(select(Participant).where(Participant.token == people.pop().token)).one()
+            trials = select(Trial.id).where(Trial.participant_id == gone.id)
+            for table in (Response, Judgment):
+                session.execute(delete(table).where(table.trial_id.in_(trials)))
+            for owned in (Trial, Comment):
+                session.execute(delete(owned).where(owned.participant_id == gone.id))
+            session.delete(gone)
+            session.commit()
+
+    for step in [
+        begin,
+        begin,
+        *rng.choices([begin, answer, withdraw, correct, remove], [2, 9, 1, 2, 1], k=14),
+    ]:
+        if people or step is begin:
+            step()
+        memory = rng.choice(processes)  # the other one misses some steps
+        assert said(db, "real", memory) == said(db, "real", None), step.__name__
+
+
+def test_what_is_loaded_beforehand_is_not_shown(
+    researcher: TestClient, db: Database, small: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):  # the target
+        play(researcher, "test", [small], at_random(i, small.labels))
+    memory = Memory()
+    warming.warm(db, memory)
+    with db.read() as session:
+        assert not session.scalars(select(SeenLook)).all()
+        assert not session.scalars(select(Unmasking)).all()
+    fresh = said(db, "real", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(observations, "read", lambda _session, ids, _stimuli: iter([] if not ids else [1 / 0]))
+        assert said(db, "real", memory) == fresh, "nobody is read again"
+
+
+def test_a_comment_after_the_end_shows(
+    researcher: TestClient, start: Callable[..., Player], db: Database
+) -> None:
+    person, memory = start(), Memory()
+    person.answer(until="commenting")
+    assert researcher.post(f"{person.base}/finish").status_code == 200
+    assert said(db, "real", memory)[2] == ([], 0)
+    # A second tab finishes too, with a text; the participant's row stays as it is.
+    assert researcher.post(f"{person.base}/comments", json={"text": "Later."}).status_code == 200
+    (comment,), number = said(db, "real", memory)[2]
+    assert (comment.text, number) == ("Later.", 1)
 
 
 def test_numbers_are_of_one_instant_while_answers_come(

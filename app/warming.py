@@ -1,0 +1,43 @@
+"""What the first page of results needs, loaded in the background once a process serves.
+
+Nobody else waits for it; a page that is asked for meanwhile waits for what is under way, as it needs the same.
+"""
+
+import logging
+import threading
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import charts, progress, results
+from app import definition as definitions
+from app.db import Database
+from app.models import Participant, Study
+from app.observations import KEPT, Memory
+
+
+def start(database: Database, memory: Memory) -> None:
+    """Begin, in a thread that ends with the process."""
+    threading.Thread(target=warm, args=(database, memory), name="warming", daemon=True).start()
+
+
+def warm(database: Database, memory: Memory) -> None:
+    """Load the libraries, and the answers of the studies that participants were last seen in; shows nothing."""
+    import scipy.stats  # noqa: F401 (a second, the first time)
+
+    charts.viridis()
+    try:
+        with database.read() as session:
+            lately = (
+                select(Study.slug).join(Participant, Participant.study_id == Study.id).group_by(Study.slug)
+            )
+            slugs = session.scalars(
+                lately.order_by(func.max(Participant.last_seen_at).desc()).limit(KEPT)
+            ).all()
+        for slug in reversed(slugs):  # the last one is the last to be forgotten
+            with database.read() as session:
+                study = definitions.active(session, slug)
+                if study is not None:
+                    results.compute(session, study, progress.default_data(session, study), memory)
+    except SQLAlchemyError as error:  # the page itself will say so, if it lasts
+        logging.getLogger("uvicorn.error").warning("results were not loaded beforehand: %s", error)
