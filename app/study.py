@@ -201,7 +201,8 @@ def post_withdraw(token: str, db: Db) -> dict[str, Any]:
 @router.get("/stimuli/{sha256}.png")
 def read_image(sha256: str, db: Db) -> Response:
     with db.read() as session:
-        png = session.scalar(select(Image.png).where(Image.sha256 == sha256))
+        # PostgreSQL takes no text with a NUL, which no hash has.
+        png = session.scalar(select(Image.png).where(Image.sha256 == sha256)) if sha256.isalnum() else None
     if png is None:
         raise Refusal(404, N_("There is no image of this name here."))
     return Response(
