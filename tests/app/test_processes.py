@@ -6,10 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -39,39 +37,33 @@ KILLS = 3
 PROCESSES = 4
 
 
-@contextmanager
-def four_servers(settings: Settings, log: Path) -> Iterator[list[KillableServer]]:
-    with several(settings, log, PROCESSES) as servers:
-        yield servers
-
-
-@contextmanager
-def one_server_of_four(settings: Settings, log: Path) -> Iterator[list[KillableServer]]:
-    with killable(settings, log, workers=PROCESSES) as server:
-        yield [server]
-
-
-@pytest.mark.parametrize("serving", [four_servers, one_server_of_four], ids=["servers", "workers"])
-def test_four_processes_of_which_one_is_killed_again_and_again(
-    serving: Any,
-    settings: Settings,
-    prepared: str,
-    databases: Databases,
-    log: Path,
-    pack: Pack,
-    tmp_path: Path,
+@pytest.mark.only("postgresql")
+def test_four_servers_of_which_one_is_killed_again_and_again(
+    settings: Settings, prepared: str, databases: Databases, log: Path, pack: Pack, tmp_path: Path
 ) -> None:
-    (tmp_path / "one").mkdir()
-    alone = assigned_by_one_process(databases.copy(prepared, tmp_path / "one"), "test", BOTS)
-    with serving(settings, log) as servers:
-        urls = [server.url for server in servers]
-        with crowd(urls, "test", pack, BOTS, seed=6) as bots:
-            kill_at_random(servers, bots, KILLS, ANSWERS * BOTS, random.Random(12))
-            bots.finish()
-        assert sum(server.kills for server in servers) >= KILLS
+    """Each at its own port; who finds theirs gone goes on at the next."""
+    with several(settings, log, PROCESSES) as servers:
+        play_and_kill(servers, settings, databases.copy(prepared, tmp_path / "alone"), pack)
+
+
+def test_one_server_of_four_processes_of_which_one_is_killed_again_and_again(
+    settings: Settings, prepared: str, databases: Databases, log: Path, pack: Pack, tmp_path: Path
+) -> None:
+    (tmp_path / "alone").mkdir()
+    with killable(settings, log, workers=PROCESSES) as server:
+        play_and_kill([server], settings, databases.copy(prepared, tmp_path / "alone"), pack)
+
+
+def play_and_kill(servers: list[KillableServer], settings: Settings, another: str, pack: Pack) -> None:
+    """Everybody at once; `another` is a database like the servers' before they began."""
+    alone = assigned_by_one_process(another, "test", BOTS)
+    with crowd([server.url for server in servers], "test", pack, BOTS, seed=6) as bots:
+        kill_at_random(servers, bots, KILLS, ANSWERS * BOTS, random.Random(12))
+        bots.finish()
+    assert sum(server.kills for server in servers) >= KILLS
     counts = assert_sound(settings.database_url, bots.ledger, BOTS)
     assert counts.requests_repeated > 0, "the kills were felt"
-    assert assignment(settings.database_url) == alone, "as balanced as by one process: the very same images"
+    assert assignment(settings.database_url) == alone, "as evenly as by one process: the very same images"
     assert counts.uneven <= 2
 
 
