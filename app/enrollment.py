@@ -76,8 +76,13 @@ def _same_beginning(session: Session, known: Participant, beginning: Beginning) 
 
 
 def queue(session: Session, slug: str) -> None:
-    """Makes this writing transaction wait until those before it that begin sessions of the study have ended."""
-    session.execute(select(Study.id).where(Study.slug == slug).order_by(Study.id).with_for_update())
+    """Makes this writing transaction wait until those before it that begin sessions of the study have ended.
+
+    Two who come together must not get one number, nor one person two sessions. On SQLite the write lock sees to it;
+    here the rows of all versions are locked, but not against others' rows that refer to them.
+    """
+    rows = select(Study.id).where(Study.slug == slug).order_by(Study.id)
+    session.execute(rows.with_for_update(key_share=True))
 
 
 def refused(session: Session, known: Participant, beginning: Beginning, own_browser: bool) -> bool:
@@ -129,7 +134,7 @@ def start(
 ) -> Participant:
     """A new participant with a new token and all trials assigned; committed.
 
-    Who may be `returning` is asked for before, in the same writing session.
+    `queue` and who may be `returning` come before, in the same writing session.
     """
     remembered = remembered or Remembered()
     study = open_study(session, beginning.slug)
@@ -139,9 +144,6 @@ def start(
             N_("The study has changed since this page was opened; please read it again."),
             changed=True,
         )
-    # Two who arrive together must not get one number: on PostgreSQL the row lock serializes them, on SQLite the
-    # write lock of the transaction does.
-    session.execute(select(Study.id).where(Study.id == study.id).with_for_update())
     definition = definitions.of(study)
     simulated = SIMULATED in beginning.external
     last = session.scalar(select(func.max(Participant.number)).where(Participant.study_id == study.id))

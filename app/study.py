@@ -86,7 +86,7 @@ class NewSession(_Body):
     other packs could not answer.
     """
 
-    study: str = Field(max_length=60)
+    study: Annotated[str, AfterValidator(_storable)] = Field(max_length=60)
     consent: Literal[True]
     request_id: UUID | None = None
     language: Annotated[str, Field(max_length=10)] | None = None

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.responses import Response
+from sqlalchemy.exc import IntegrityError
 
 from app import enrollment, i18n
 from app.db import Database
@@ -63,6 +64,14 @@ def began_here(request: Request, participant: Participant) -> bool:
 
 def enroll(request: Request, beginning: Beginning) -> Participant:
     """A new participant, or the one who is returning; committed. Raises Refusal 404, 409, 429."""
+    try:
+        return _enroll(request, beginning)
+    except IntegrityError:
+        # Its request_id has just begun a session of another study, whose queue is another: now that one is there.
+        return _enroll(request, beginning)
+
+
+def _enroll(request: Request, beginning: Beginning) -> Participant:
     db: Database = request.app.state.database
     with db.write() as session:
         enrollment.queue(session, beginning.slug)

@@ -272,6 +272,17 @@ def test_a_locked_database_is_said_and_loses_nothing(
     assert count(db, Response) == 1
 
 
+def test_text_that_no_database_can_look_for_is_nothing_that_is_here(
+    client: TestClient, researcher: TestClient
+) -> None:
+    """PostgreSQL refuses NUL in any text."""
+    paths = ("s/%00", "study/%00", "stimuli/%00.png", "api/sessions/%00", "results/%00", "results/%00.json")
+    assert {path: client.get(f"/{path}").status_code for path in paths} == dict.fromkeys(paths, 404)
+    answer = {"answer_id": str(uuid.uuid4()), "label": "3", "runner_up": "4"}
+    assert client.put("/api/sessions/%00/trials/1/label", json=answer).status_code == 404
+    assert client.post("/api/sessions", json={"study": "a\0", "consent": True}).status_code == 422
+
+
 def test_consent_is_needed(client: TestClient, db: Database) -> None:
     for body in ({"study": "test"}, {"study": "test", "consent": False, "external": {}}):
         reply = client.post("/api/sessions", json=body)
