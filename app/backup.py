@@ -139,8 +139,8 @@ def lines(connection: Connection, table: Table) -> Iterator[bytes]:
         column.collate(letters) if isinstance(column.type, sa.String) else column
         for column in table.primary_key
     ]
-    rows = connection.execution_options(yield_per=ROWS_AT_ONCE).execute(select(table).order_by(*order))
-    for row in rows:
+    query = select(table).order_by(*order)
+    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
         values = [
             value if value is None or encode is None else encode(value)
             for value, encode in zip(row, encoders, strict=True)
