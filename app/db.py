@@ -133,8 +133,11 @@ class Database:
 
     def close(self) -> None:
         self._closed = True
+        to_scrub = self._scrub_later is not None
         self.scrub()
         self.engine.dispose()
+        if to_scrub:  # the connections just closed may have been what it waited for
+            self._emptied_log()
 
 
 class _Queue:

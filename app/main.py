@@ -23,9 +23,12 @@ from app import (
     export,
     gallery,
     i18n,
+    logs,
+    metrics,
     models_page,
     pages,
     power_page,
+    ready,
     report,
     signin,
     study,
@@ -36,11 +39,14 @@ from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, Bounds
 from app.db import Database
 from app.enrollment import Remembered
 from app.i18n import LANGUAGES, N_, SOURCE, translate
+from app.metrics import Metrics
 from app.observations import Memory
 from app.participation import Refusal
 from app.password import Tries
+from app.probe import Probe
 from app.security import GUESSES, AddressLimit, Guard, client_address
 from app.settings import ROOT, Settings, load
+from app.telemetry import Telemetry
 
 RETRY_S = 2  # what a client is told to wait while nothing can be stored
 
@@ -50,11 +56,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load()
     database = Database(settings.database_url)
     batches = Batches(PlainAnswers(database).store)
+    readiness = Probe(settings.database_url, ready.check)
+    study_counts = Probe(settings.database_url, metrics.study_counts)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         batches.close()
+        readiness.close()
+        study_counts.close()
         database.close()
 
     # No /docs and /redoc: their scripts come from another host. /openapi.json says the same.
@@ -70,6 +80,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.database = database
     app.state.batches = batches
+    app.state.readiness = readiness
+    app.state.study_counts = study_counts
+    app.state.metrics = Metrics()
+    app.state.stopping = lambda: False  # the server says when
     app.state.memory = Memory()
     app.state.remembered = Remembered()
     app.state.creation_limit = AddressLimit()
@@ -81,6 +95,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         StrictUndefined  # a misspelled name fails a test instead of showing nothing
     )
     i18n.install(app.state.templates.env)
+    app.include_router(ready.router)
+    app.include_router(metrics.router)
     app.include_router(study.router)
     app.include_router(entrance.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
@@ -105,11 +121,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 class _App(FastAPI):
-    """FastAPI with guard and bounds around everything, the handler of unexpected errors included."""
+    """FastAPI with telemetry, guard and bounds around everything, the handler of unexpected errors included."""
 
     def build_middleware_stack(self) -> ASGIApp:
         hosts = self.state.settings.allowed_hosts
-        return Guard(Bounds(super().build_middleware_stack(), hosts, _refused))
+        guarded = Guard(Bounds(super().build_middleware_stack(), hosts, _refused))
+        return Telemetry(guarded, self.state.metrics)
 
 
 class _Static(StaticFiles):
@@ -123,7 +140,8 @@ class _Static(StaticFiles):
 
 def _busy(request: Request, error: Exception) -> Response:
     """The database is locked for longer than a request waits, full, or away: nothing was stored; again helps."""
-    logging.getLogger("uvicorn.error").error("the database is busy, full or away: %s", error)
+    request.app.state.metrics.database_errors.inc()
+    logging.getLogger("app").error("the database is busy, full or away: %s", logs.reason(error))
     return _refused(
         request,
         Refusal(
@@ -182,15 +200,17 @@ def _refused(request: Request, error: Exception) -> Response:
                 ),
                 retry_after=math.ceil(wait),
             )
+    number = logs.request_id.get() if error.status >= 500 else None  # to be told to whoever runs the server
     if _for_programs(request):
-        response: Response = JSONResponse({"detail": error.detail, **error.more}, status_code=error.status)
+        more = error.more | ({"request_id": number} if number else {})
+        response: Response = JSONResponse({"detail": error.detail, **more}, status_code=error.status)
     elif error.status == 401:
         response = signin.page(request, 401, error.detail)
     else:
         researchers = request.url.path.startswith(("/results", "/signin", "/signout", "/audit"))
         language = SOURCE if researchers else web.language_of(request, list(LANGUAGES))
         detail = translate(language, error.message, **error.values)
-        context = {"status_code": error.status, "detail": detail}
+        context = {"status_code": error.status, "detail": detail, "request_id": number}
         response = web.render(request, "error.html", error.status, language, **context)
     if (wait := error.more.get("retry_after")) is not None:
         response.headers["Retry-After"] = str(math.ceil(wait))

@@ -88,11 +88,15 @@ class Guard:
                 return
             await send(message)
 
+        asked = scope
         if head:
             # The answer to HEAD is that to GET, Content-Length included, without its body (RFC 9110, 9.3.2). No
             # extensions: with some, servers send bodies in other ways.
             scope = {**scope, "method": "GET", "extensions": {}}
-        await self.app(scope, receive, guarded)
+        try:
+            await self.app(scope, receive, guarded)
+        finally:
+            asked.setdefault("route", scope.get("route"))  # for telemetry
 
 
 def _set_headers(headers: MutableHeaders, https: bool) -> None:

@@ -1,20 +1,30 @@
 """What `serve` does: the database brought up to date, then the server, then its addresses."""
 
 import argparse
+import os
+import signal
 import socket
 import sys
-from collections.abc import Callable
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import FrameType
 
 import uvicorn
 
-from app import auth, connections, password, settings, workers
+from app import auth, connections, logs, password, settings, workers
 from app import definition as definitions
 from app.db import Database
 from app.definition import MissingPackError
 from app.packs import import_pack, read_folder
 from app.settings import Settings, SettingsError
+
+GRACE_S = 30  # for requests that have begun when the server is told to stop: slow clients, long downloads
+FORCED_S = 3.0  # for the rest of the way out
+COUNTS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 def prepare(config: Settings, now: datetime | None = None) -> list[str]:
@@ -51,12 +61,28 @@ def prepare(config: Settings, now: datetime | None = None) -> list[str]:
     return slugs
 
 
-class _AnnouncingServer(uvicorn.Server):
-    """Says that it listens once it does, not before."""
+class _Server(uvicorn.Server):
+    """Says that it listens once it does, not before; and stops as a study needs it.
+
+    SIGTERM: nothing new is accepted, what has begun is finished, and the exit status is 0. A second one, or
+    GRACE_S, ends what is still going on. What was acknowledged is stored either way, as that comes first.
+    """
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
         super().__init__(config)
         self._announce = announce
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            _end_after(FORCED_S)
+        self.should_exit = True
+        if sig == signal.SIGINT:  # the shell that sent it is told; ending by SIGTERM is what is wanted
+            self._captured_signals.append(sig)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        _end_after(GRACE_S + FORCED_S)
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets=sockets)  # type: ignore[arg-type]
@@ -64,9 +90,29 @@ class _AnnouncingServer(uvicorn.Server):
             self._announce()
 
 
+def _end_after(seconds: float) -> None:
+    """A thread that waits for a database which never answers would keep the process for ever."""
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+
+
+@contextmanager
+def _counting_together(workers: int) -> Iterator[None]:
+    """Several processes count requests in files of one folder (app/metrics.py, imported after this)."""
+    os.environ.pop(COUNTS, None)
+    if workers == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="metrics-") as folder:
+        os.environ[COUNTS] = folder
+        yield
+
+
 def serve(args: argparse.Namespace) -> int:
     config = replace(settings.load(), host=args.host)
-    with _listen(args.host, args.port) as listener:
+    log_config = logs.configure(config.log_format)
+    with _listen(args.host, args.port) as listener, _counting_together(args.workers):
         slugs = prepare(config)
         if not slugs:
             raise SettingsError(f"there is no study in {config.studies}: put a .toml file there")
@@ -89,16 +135,18 @@ def serve(args: argparse.Namespace) -> int:
                 http=connections.Connection,
                 ws="none",
                 backlog=connections.BACKLOG,
-                log_level="warning",
+                log_config=log_config,
                 access_log=False,
                 server_header=False,
+                timeout_graceful_shutdown=GRACE_S,
             )
 
             def begun() -> None:
                 listening()
                 warming.start(app.state.database, app.state.memory)
 
-            server = _AnnouncingServer(options, begun)
+            server = _Server(options, begun)
+            app.state.stopping = lambda: server.should_exit
             server.run(sockets=[listener])
             return server.started
 

@@ -41,6 +41,8 @@ class Settings:
     )
     allow_http: bool = False  # consent to plain http outside this machine
     secret_given: bool = True  # by SECRET_KEY; else it is this machine's own
+    metrics_token: str | None = field(default=None, repr=False)  # who has it reads /metrics from anywhere
+    log_format: str = "text"  # or json
 
     @property
     def exposed(self) -> bool:
@@ -77,7 +79,7 @@ def is_loopback(host: str) -> bool:
 
 def load() -> Settings:
     """Settings from the environment: DATABASE_URL, SECRET_KEY, HOST, PUBLIC_URL, ALLOW_HTTP, STUDIES_DIR,
-    STIMULI_DIR, RESULTS_DIR.
+    STIMULI_DIR, RESULTS_DIR, METRICS_TOKEN, LOG_FORMAT.
 
     Raises SettingsError for what cannot be used, and for a secret that could be guessed.
     """
@@ -98,6 +100,8 @@ def load() -> Settings:
         public_url=_public_url(os.environ.get("PUBLIC_URL") or None),
         allow_http=allow == "yes",
         secret_given=bool(given),
+        metrics_token=_metrics_token(os.environ.get("METRICS_TOKEN") or None),
+        log_format=_log_format(os.environ.get("LOG_FORMAT") or "text"),
     )
 
 
@@ -162,6 +166,18 @@ def _public_url(text: str | None) -> str | None:
             "PUBLIC_URL must be the server's address and nothing else, for example https://study.example.org"
         )
     return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _metrics_token(token: str | None) -> str | None:
+    if token is not None and not (len(token) >= LEAST_SECRET and token.isascii() and token.isprintable()):
+        raise SettingsError(f"METRICS_TOKEN must have at least {LEAST_SECRET} printable ASCII characters")
+    return token
+
+
+def _log_format(name: str) -> str:
+    if name not in ("text", "json"):
+        raise SettingsError(f"LOG_FORMAT must be text or json, not {name[:20]!r}")
+    return name
 
 
 def _check_secret(secret: str, which: str) -> None:

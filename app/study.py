@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
 from sqlalchemy import select
 
@@ -208,11 +208,6 @@ def read_image(sha256: str, db: Db) -> Response:
     return Response(
         png, media_type="image/png", headers={"Cache-Control": "public, max-age=31536000, immutable"}
     )
-
-
-@router.get("/healthz")
-def healthz() -> JSONResponse:
-    return JSONResponse({"status": "ok"})
 
 
 def describe(here: SessionView) -> dict[str, Any]:

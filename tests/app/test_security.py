@@ -19,7 +19,7 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app import auth, dashboard, entrance, pages, participation, study, web
+from app import auth, dashboard, entrance, pages, participation, ready, study, web
 from app.db import Database
 from app.main import create_app
 from app.models import CleanImage, Participant, Stimulus, Trial
@@ -194,7 +194,7 @@ def test_no_page_asks_another_host_for_anything(client: TestClient, start: Start
 
 
 def routes() -> list[APIRoute]:
-    routers: tuple[APIRouter, ...] = (study.router, entrance.router, pages.router, dashboard.router)
+    routers: tuple[APIRouter, ...] = (ready.router, study.router, entrance.router, pages.router, dashboard.router)
     found = [r for router in (*routers, dashboard.researcher) for r in router.routes]
     return [r for r in found if isinstance(r, APIRoute) and "GET" in (r.methods or ())]
 
