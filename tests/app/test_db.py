@@ -16,9 +16,10 @@ from sqlalchemy.exc import OperationalError
 
 from app import db as databases
 from app.db import Database
+from app.main import create_app
 from app.models import Participant, Response, Trial
 from app.settings import Settings
-from tests.app.conftest import Player
+from tests.app.conftest import Player, begin
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_a_writer_waits_so_long_and_no_longer(database: Database, monkeypatch: p
     database.close()
 
 
+@pytest.mark.only("sqlite")
 def test_what_a_withdrawal_deletes_is_in_no_file(
     client: TestClient, settings: Settings, start: Callable[..., Player]
 ) -> None:
@@ -110,6 +112,7 @@ def test_what_a_withdrawal_deletes_is_in_no_file(
     assert [readable(number) for number in range(8)] == [0, 34] * 4
 
 
+@pytest.mark.only("sqlite")
 def test_what_a_reader_keeps_in_the_log_is_scrubbed_once_it_has_gone(
     client: TestClient, settings: Settings, start: Callable[..., Player]
 ) -> None:
@@ -127,6 +130,20 @@ def test_what_a_reader_keeps_in_the_log_is_scrubbed_once_it_has_gone(
             break
         time.sleep(0.1)
     assert secret.encode() not in log.read_bytes(), "nobody had to do anything for it"
+
+
+@pytest.mark.only("sqlite")
+def test_what_is_left_to_scrub_is_scrubbed_at_the_end(settings: Settings, prepared: object) -> None:
+    secret = f"recruiter-{uuid.uuid4()}"
+    file = Path(settings.database_url.removeprefix("sqlite:///"))
+    with closing(sqlite3.connect(file)) as other:  # keeps the log from going with the last connection
+        with TestClient(create_app(settings)) as client:
+            leaver = begin(client, PROLIFIC_PID=secret)
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM participants").fetchall()
+            assert client.post(f"{leaver.base}/withdraw").status_code == 200
+            other.rollback()
+        assert secret.encode() not in file.with_name(f"{file.name}-wal").read_bytes()
 
 
 def test_a_withdrawal_repeated_does_no_work(
