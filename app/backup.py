@@ -22,10 +22,11 @@ from typing import IO, Any
 
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Connection, MetaData, Table, select
 from tqdm import tqdm
 
-from app import settings
+from app import audit, schema, settings
 from app.db import Database
 
 FORMAT = "study-backup/1"
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise BackupError(f"there is no database at {file} (DATABASE_URL says where it is)")
     database = Database(url)
     try:
+        _record(database)
         manifest = write(database, args.file, args.force)
     finally:
         database.close()
@@ -61,6 +63,16 @@ def run(args: argparse.Namespace) -> int:
         "it holds personal data"
     )
     return 0
+
+
+def _record(database: Database) -> None:
+    """Before there is a file; a database of an earlier version may have no log for it."""
+    with database.engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    if revision == ScriptDirectory.from_config(schema.migrations()).get_current_head():
+        with database.write() as session:
+            audit.record(session, audit.Event.BACKED_UP, now=datetime.now(UTC))
+            session.commit()
 
 
 def write(database: Database, file: Path, replace: bool = False) -> dict[str, Any]:

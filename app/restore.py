@@ -6,6 +6,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -13,9 +14,10 @@ from typing import IO, Any
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Table
+from sqlalchemy.orm import Session
 from tqdm import tqdm
 
-from app import schema, settings
+from app import audit, schema, settings
 from app.backup import FORMAT, MANIFEST, ROWS_AT_ONCE, BackupError, decoder, lines, member, tables_of
 from app.db import Database
 
@@ -59,6 +61,12 @@ def restore(database: Database, file: Path) -> dict[str, Any]:
                 schema.upgrade(connection, manifest["schema"])
                 _fill(connection, archive, manifest["tables"])
                 schema.upgrade(connection)
+                with Session(connection) as session:
+                    taken_at = str(manifest.get("taken_at"))[:40]
+                    audit.record(
+                        session, audit.Event.RESTORED, detail={"taken_at": taken_at}, now=datetime.now(UTC)
+                    )
+                    session.flush()
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         # RuntimeError: encrypted, compressed in a way that Python cannot read, or with rows that refer to nothing.
         raise BackupError(f"{file} is damaged or no backup: {error}") from None
