@@ -31,6 +31,7 @@ from tests.app.faults import (
     several,
 )
 
+PATIENCE_S = 900.0  # a busy machine is no defect: who waits waits
 ANSWERS = 60  # of one session, at least: the kills are spread over so many
 
 
@@ -60,7 +61,9 @@ def main() -> int:
         )
         with (
             serving(settings, folder / "server.log", args.processes, args.workers) as servers,
-            crowd([s.url for s in servers], args.study, pack, args.participants, args.seed) as bots,
+            crowd(
+                [s.url for s in servers], args.study, pack, args.participants, args.seed, PATIENCE_S
+            ) as bots,
         ):
             started = perf_counter()
             bots.wait_until(lambda: len(bots.ledger.acknowledged) > 0)

@@ -173,7 +173,7 @@ class Crowd:
     outboxes: list[Outbox] = field(default_factory=list)
     playing: list[Future[str]] = field(default_factory=list)
 
-    def wait_until(self, true: Callable[[], bool], seconds: float = 120) -> None:
+    def wait_until(self, true: Callable[[], bool], seconds: float = 900) -> None:
         """Returns when `true()`; raises what a bot raised, and AssertionError if it never comes true."""
         until = monotonic() + seconds
         while not true():
@@ -197,11 +197,18 @@ class Crowd:
 
     def finish(self) -> None:
         for bot in self.playing:
-            bot.result(timeout=300)
+            bot.result(timeout=1800)
 
 
 @contextmanager
-def crowd(urls: str | Sequence[str], study: str, pack: Pack, participants: int, seed: int) -> Iterator[Crowd]:
+def crowd(
+    urls: str | Sequence[str],
+    study: str,
+    pack: Pack,
+    participants: int,
+    seed: int,
+    patience_s: float = PATIENCE_S,
+) -> Iterator[Crowd]:
     """Bots that begin at once, spread over the servers; they are stopped when the block ends."""
     urls = [urls] if isinstance(urls, str) else urls
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
@@ -216,7 +223,7 @@ def crowd(urls: str | Sequence[str], study: str, pack: Pack, participants: int, 
 
         for number in range(participants):
             client = httpx2.Client(base_url=urls[0], timeout=60, transport=Moving(way, urls, number))
-            bots.outboxes.append(Outbox(client, PATIENCE_S, bots.ledger))
+            bots.outboxes.append(Outbox(client, patience_s, bots.ledger))
         bots.playing += [pool.submit(participate, number) for number in range(participants)]
         try:
             yield bots
