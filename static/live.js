@@ -21,6 +21,7 @@ async function refresh() {
 async function fetched() {
   try {
     const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
+    if (reply.status === 401) location.reload(); // signed out meanwhile: the way in is shown, and no results
     return reply.ok ? new DOMParser().parseFromString(await reply.text(), "text/html") : null;
   } catch {
     return null;

@@ -381,11 +381,11 @@ def test_a_link_signs_in_once_and_not_by_being_opened(client: TestClient, db: Da
     """Programs that show previews open links, and some browsers do before anybody clicks."""
     token = new_link(db)
     for method in ("HEAD", "GET", "GET"):
-        with TestClient(client.app) as preview:
-            opened = preview.request(method, f"/signin?link={token}", follow_redirects=True)
-            assert opened.status_code == 200
-            assert token not in str(opened.url) + opened.text
-            assert not is_in(preview)
+        preview = TestClient(client.app)
+        opened = preview.request(method, f"/signin?link={token}", follow_redirects=True)
+        assert opened.status_code == 200
+        assert token not in str(opened.url) + opened.text
+        assert not is_in(preview)
     opened = client.get(f"/signin?link={token}", follow_redirects=False)
     assert opened.headers["location"] == "/signin/link", "the address that stays in the history"
     assert "httponly" in opened.headers["set-cookie"].lower()
@@ -395,12 +395,12 @@ def test_a_link_signs_in_once_and_not_by_being_opened(client: TestClient, db: Da
     assert is_in(client)
     assert auth.LINK_COOKIE not in client.cookies
 
-    with TestClient(client.app) as replayed:
-        assert replayed.get(f"/signin?link={token}").status_code == 401
-        replayed.cookies.set(auth.LINK_COOKIE, token)
-        assert replayed.get("/signin/link").status_code == 401
-        assert replayed.post("/signin/link").status_code == 401
-        assert not is_in(replayed)
+    replayed = TestClient(client.app)
+    assert replayed.get(f"/signin?link={token}").status_code == 401
+    replayed.cookies.set(auth.LINK_COOKIE, token)
+    assert replayed.get("/signin/link").status_code == 401
+    assert replayed.post("/signin/link").status_code == 401
+    assert not is_in(replayed)
     assert events(db) == ["signed in", *["sign-in link refused"] * 2]
 
 
@@ -420,10 +420,10 @@ def test_of_two_who_use_a_link_at_once_one_gets_in(client: TestClient, db: Datab
         token, together = new_link(db), Barrier(2)
 
         def use(token: str = token, together: Barrier = together) -> int:
-            with TestClient(client.app) as browser:
-                browser.cookies.set(auth.LINK_COOKIE, token)
-                together.wait()
-                return browser.post("/signin/link", follow_redirects=False).status_code
+            browser = TestClient(client.app)
+            browser.cookies.set(auth.LINK_COOKIE, token)
+            together.wait()
+            return browser.post("/signin/link", follow_redirects=False).status_code
 
         with ThreadPoolExecutor(2) as pool:
             assert sorted(future.result() for future in [pool.submit(use), pool.submit(use)]) == [303, 401]
@@ -445,8 +445,8 @@ def test_one_address_may_try_some_times_and_then_waits(
         assert throttled.headers["retry-after"] == "30"
         assert "set-cookie" not in throttled.headers
     assert events(db).count("password refused") == TRIES, "who is told to wait fills no log"
-    with TestClient(locked.app, client=("192.0.2.7", 50000)) as elsewhere:
-        assert enter(elsewhere).status_code == 303
+    elsewhere = TestClient(locked.app, client=("192.0.2.7", 50000))
+    assert enter(elsewhere).status_code == 303
 
 
 def test_all_addresses_and_processes_together_wait_longer_and_longer(
