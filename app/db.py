@@ -195,6 +195,7 @@ def _postgresql(url: URL) -> Engine:
         "idle_in_transaction_session_timeout": IDLE_S,
     }
     settings = " ".join(f"-c {name}={seconds * 1000:.0f}" for name, seconds in limits.items())
+    settings += " -c synchronous_commit=on"  # on the disk before the participant sees "saved", as below
     own = url.query.get("options", "")
     try:
         return create_engine(

@@ -15,10 +15,9 @@ from pathlib import Path
 from app.settings import ROOT
 
 MISSING = "No PostgreSQL for the tests of the database: make test installs it (pip install -e '.[test]')."
-# What is stored need not outlive the machine here, only the processes that the tests kill.
+# What is stored need not outlive the machine here, only the processes that the tests kill, PostgreSQL's too.
 CONFIGURATION = """
 fsync = off
-synchronous_commit = off
 full_page_writes = off
 max_connections = 300
 shared_buffers = 32MB

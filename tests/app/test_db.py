@@ -39,6 +39,26 @@ def test_every_connection_has_the_settings_that_keep_answers(database: Database)
     database.close()
 
 
+@pytest.mark.only("postgresql")
+def test_on_postgresql_no_wait_is_without_end(database_url: str) -> None:
+    database = Database(f"{database_url}&options=-c%20lock_timeout%3D7s%20-c%20application_name%3Dstudy")
+    with database.read() as session:
+
+        def shown(name: str) -> object:
+            return session.scalar(text(f"SHOW {name}"))
+
+        assert (shown("statement_timeout"), shown("idle_in_transaction_session_timeout")) == ("30s", "1min")
+        assert shown("synchronous_commit") == "on", "saved is said of what is on the disk"
+        assert (shown("lock_timeout"), shown("application_name")) == ("7s", "study"), (
+            "the operator's own come last"
+        )
+    database.close()
+    usual = Database(database_url)
+    with usual.read() as session:
+        assert session.scalar(text("SHOW lock_timeout")) == f"{databases.BUSY_TIMEOUT_S:.0f}s"
+    usual.close()
+
+
 def test_writers_come_in_the_order_in_which_they_asked(database: Database) -> None:
     order: list[int] = []
     asked = [threading.Event() for _ in range(20)]
@@ -158,6 +178,7 @@ def test_a_withdrawal_repeated_does_no_work(
     assert len(scrubs) == 1
 
 
+@pytest.mark.only("sqlite")
 def test_a_scrub_that_cannot_be_done_is_no_failure(
     settings: Settings, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

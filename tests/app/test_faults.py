@@ -4,8 +4,10 @@ Real server processes, and bots that send again what was not acknowledged. After
 against what the bots were told; `pytest -rP` shows the counts.
 """
 
+import os
 import random
 import resource
+import signal
 import threading
 import uuid
 from collections import Counter
@@ -17,13 +19,14 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import make_url, text
 
 from app.serving import prepare
 from app.settings import Settings
 from app.simulate import Answered, Ledger, Outbox, arrive, play
 from ml.pack import Pack
 from tests.app.conftest import PREPARED_AT, STUDY, Player, begin, installation
-from tests.app.databases import Databases
+from tests.app.databases import Databases, connected
 from tests.app.faults import RATES, Counts, KillableServer, Locker, count, crowd, kill_at_random, killable
 from tests.packs import make_pack
 
@@ -111,6 +114,60 @@ def test_a_disk_that_cannot_be_written_and_can_again(
     assert counts.requests_repeated >= 10
     assert set(bots.ledger.failures) == {"503"}, "every failure was said: no 500, no cut connection"
     assert "disk I/O error" in log.read_text()
+    assert server.process is process, "the same process went on"
+    assert process.poll() is None
+
+
+class Away:
+    """PostgreSQL is not there: it has cut all connections to the database, and takes no new ones for now."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = make_url(database_url).set(database="postgres").render_as_string(hide_password=False)
+        self._name = make_url(database_url).database
+
+    def __enter__(self) -> None:
+        self._execute(
+            f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS false",
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{self._name}'",
+        )
+
+    def __exit__(self, *error: object) -> None:
+        self._execute(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS true")
+
+    def crash(self) -> None:
+        """Kill one of its processes: it then starts anew, from what it has in its log, and cuts everybody off."""
+        with connected(self._url) as connection:
+            query = text("SELECT pid FROM pg_stat_activity WHERE datname = :name LIMIT 1")
+            process: int = connection.execute(query, {"name": self._name}).scalar_one()
+        os.kill(process, signal.SIGKILL)
+
+    def _execute(self, *statements: str) -> None:
+        with connected(self._url, isolation_level="AUTOCOMMIT") as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+
+
+@pytest.mark.only("postgresql")
+def test_postgresql_goes_away_crashes_and_comes_back(
+    server: KillableServer, database_url: str, log: Path, pack: Pack
+) -> None:
+    process, away = server.process, Away(database_url)
+    with crowd(server.url, "test", pack, 20, seed=6) as bots, httpx2.Client(base_url=server.url) as visitor:
+        bots.wait_for_answers(40)
+        with away:
+            bots.wait_for_failures(5)
+            assert visitor.get("/healthz").status_code == 200
+            page = visitor.get(f"/s/{bots.ledger.sent[0].token}")
+            assert (page.status_code, page.headers["retry-after"]) == (503, "2")
+            assert "please try again in a moment" in page.text
+            assert visitor.post("/api/sessions", json={"study": "test", "consent": True}).status_code == 503
+        bots.wait_for_answers(len(bots.ledger.acknowledged) + 40)
+        away.crash()
+        bots.finish()
+    counts = assert_sound(database_url, bots.ledger, 20)
+    assert counts.requests_repeated >= 5
+    assert set(bots.ledger.failures) == {"503"}, "every failure was said: no 500, no cut connection"
+    assert "terminating connection due to administrator command" in log.read_text()
     assert server.process is process, "the same process went on"
     assert process.poll() is None
 
