@@ -92,7 +92,7 @@ def everybody(participants: int, study: str = "test") -> str:
 
 
 def results(server: Server, data: str = "simulated") -> dict[str, Any]:
-    with httpx2.Client(follow_redirects=True) as researcher:
+    with httpx2.Client(follow_redirects=True, timeout=60) as researcher:
         assert researcher.get(server.dashboard).status_code == 200
         body: dict[str, Any] = researcher.get(f"{server.url}/results/test.json?data={data}").json()
     return body
