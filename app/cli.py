@@ -1,5 +1,5 @@
 """`python -m app`: serve, import-pack, password, signin-link, audit, simulate, power, export, report,
-backup, restore."""
+backup, restore, erase."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import (
     access_command,
     backup,
+    erase,
     export_command,
     import_command,
     power_command,
@@ -119,6 +120,12 @@ def _parser() -> argparse.ArgumentParser:
     bring_back = commands.add_parser("restore", help="fill an empty database with what `backup` wrote")
     restore.add_arguments(bring_back)
     bring_back.set_defaults(run=restore.run)
+
+    forget = commands.add_parser(
+        "erase", help="delete personal data: by age, of one participant, or of a study"
+    )
+    erase.add_arguments(forget)
+    forget.set_defaults(run=erase.run)
     return parser
 
 

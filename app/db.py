@@ -121,6 +121,10 @@ class Database:
                 self._scrub_later.daemon = True
                 self._scrub_later.start()
 
+    def scrubbed(self) -> bool:
+        """Try that once, now; whether it is done."""
+        return self._emptied_log()
+
     def _emptied_log(self) -> bool:
         if self.engine.dialect.name != "sqlite":
             return True

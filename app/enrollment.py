@@ -169,8 +169,8 @@ def start(
         study_id=study.id,
         number=number,
         token=secrets.token_urlsafe(24),
-        pseudonym="P-" + _drawn(8),
-        withdrawal_code="-".join(_drawn(4) for _ in range(3)),
+        pseudonym="P-" + drawn(8),
+        withdrawal_code="-".join(drawn(4) for _ in range(3)),
         request_id=beginning.request_id,
         language=language,
         consent_language=language,
@@ -206,7 +206,8 @@ def _runner_up_first(definition: Definition, number: int) -> bool:
     return (asked.index("runner_up") < asked.index("label")) != rotated
 
 
-def _drawn(length: int) -> str:
+def drawn(length: int) -> str:
+    """So many letters and digits at random, as pseudonyms and codes are made of."""
     return "".join(secrets.choice(ALPHABET) for _ in range(length))
 
 
