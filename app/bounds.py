@@ -18,6 +18,7 @@ MOST_HEADER_BYTES = 16 * 1024
 MOST_URL_BYTES = 8 * 1024  # path and query; a recruiter's link is some 300
 MOST_FIELDS = 50  # of a form; ours have a dozen
 MOST_FILES = 0  # a part with a file name is refused before anything is made of it
+UNREADABLE = N_("The request could not be read.")
 TOO_LARGE = N_("That is more than this server takes at once.")
 
 # A load balancer asks an address, not a name, and reads nothing from the reply.
@@ -73,10 +74,12 @@ class Bounds:
                 length = value
             elif name == b"transfer-encoding":
                 chunked = True
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+            return Refusal(400, UNREADABLE)  # in no address of ours, and PostgreSQL does not take it as text
         if chunked and length is not None:
             # Where the request ends: a proxy may believe the one, this server the other, and what lies between them
             # would be somebody else's request.
-            return Refusal(400, N_("The request could not be read."))
+            return Refusal(400, UNREADABLE)
         if len(headers) > MOST_HEADERS or size > MOST_HEADER_BYTES:
             message = N_(
                 "The browser sent too much besides the address; deleting this site’s cookies may help."

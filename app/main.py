@@ -26,6 +26,7 @@ from app import (
     logs,
     metrics,
     models_page,
+    openapi,
     pages,
     power_page,
     ready,
@@ -35,7 +36,7 @@ from app import (
     web,
 )
 from app.batches import Batches, PlainAnswers
-from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, Bounds
+from app.bounds import MOST_FIELDS, MOST_FILES, TOO_LARGE, UNREADABLE, Bounds
 from app.db import Database
 from app.enrollment import Remembered
 from app.i18n import LANGUAGES, N_, SOURCE, translate
@@ -123,6 +124,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 class _App(FastAPI):
     """FastAPI with telemetry, guard and bounds around everything, the handler of unexpected errors included."""
 
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = openapi.described(super().openapi())
+        return self.openapi_schema
+
     def build_middleware_stack(self) -> ASGIApp:
         hosts = self.state.settings.allowed_hosts
         guarded = Guard(Bounds(super().build_middleware_stack(), hosts, _refused))
@@ -160,7 +166,7 @@ def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part != "body")
-    if not _for_programs(request):  # Pydantic's sentences are English, and of no help to a person
+    if not web.for_programs(request.url.path):  # Pydantic's sentences are English, and of no help to a person
         message = N_(
             "The form did not arrive as this page sends it (%(where)s); please go back and try again."
         )
@@ -174,7 +180,7 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {
-        400: N_("The request could not be read."),
+        400: UNREADABLE,
         404: N_("There is nothing at this address."),
         405: N_("This address does not take that method."),
         413: TOO_LARGE,
@@ -201,7 +207,7 @@ def _refused(request: Request, error: Exception) -> Response:
                 retry_after=math.ceil(wait),
             )
     number = logs.request_id.get() if error.status >= 500 else None  # to be told to whoever runs the server
-    if _for_programs(request):
+    if web.for_programs(request.url.path):
         more = error.more | ({"request_id": number} if number else {})
         response: Response = JSONResponse({"detail": error.detail, **more}, status_code=error.status)
     elif error.status == 401:
@@ -215,8 +221,3 @@ def _refused(request: Request, error: Exception) -> Response:
     if (wait := error.more.get("retry_after")) is not None:
         response.headers["Retry-After"] = str(math.ceil(wait))
     return response
-
-
-def _for_programs(request: Request) -> bool:
-    path = request.url.path
-    return path.startswith(("/api/", "/stimuli/")) or path.endswith((".json", ".csv", ".zip"))

@@ -2,13 +2,23 @@
 commit before the reply goes out."""
 
 import json
+import re
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictStr,
+)
 from sqlalchemy import select
 
 from app import answers, participation, recruiters, withdrawal
@@ -35,6 +45,7 @@ Waiting = Annotated[Batches, Depends(_batches)]
 
 DAY_MS = 24 * 3600 * 1000.0
 DISPLAY_LIMIT = 4096  # characters of JSON
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # as JSON writes it; behind a backslash it is text
 MOST_NESTED = 50  # objects and lists in it; the pages send one
 
 
@@ -47,14 +58,28 @@ def _small(display: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("display is nested too deeply") from None
     if written.count("{") + written.count("[") > MOST_NESTED:  # the database's driver recurses, too
         raise ValueError("display is nested too deeply")
+    if NUL.search(written) or ("\\ud" in written and not _is_text(json.dumps(display, ensure_ascii=False))):
+        raise ValueError("display contains characters that cannot be stored")
     if len(written) > DISPLAY_LIMIT:
         raise ValueError(f"display is longer than {DISPLAY_LIMIT} characters")
     return display
 
 
+def _is_text(text: str) -> bool:
+    """Whether it is of whole characters: JSON can write halves of them."""
+    return text.encode("utf-8", "ignore").decode() == text
+
+
+def _consented(value: object) -> object:
+    """Refuses 1, which Python takes for true."""
+    if value is not True:
+        raise ValueError("must be true")
+    return value
+
+
 def _storable(text: str) -> str:
     """Refuses what a database cannot keep: NUL and halves of characters."""
-    if "\x00" in text or text.encode("utf-8", "ignore").decode() != text:
+    if "\x00" in text or not _is_text(text):
         raise ValueError("text contains characters that cannot be stored")
     return text
 
@@ -86,8 +111,8 @@ class NewSession(_Body):
     other packs could not answer.
     """
 
-    study: Annotated[str, AfterValidator(_storable)] = Field(max_length=60)
-    consent: Literal[True]
+    study: Annotated[str, Field(max_length=60), AfterValidator(_storable)]
+    consent: Annotated[Literal[True], BeforeValidator(_consented)]
     request_id: UUID | None = None
     language: Annotated[str, Field(max_length=10)] | None = None
     packs: Annotated[list[StrictStr], Field(max_length=100)] | None = None

@@ -45,6 +45,11 @@ def over_https(request: Request) -> bool:
     return request.app.state.settings.https or request.url.scheme == "https"
 
 
+def for_programs(path: str) -> bool:
+    """Whether programs ask for this address: they are refused in JSON, people on a page."""
+    return path.startswith(("/api/", "/stimuli/")) or path.endswith((".json", ".csv", ".zip"))
+
+
 def render(
     request: Request, template: str, status: int = 200, language: str = i18n.SOURCE, **context: object
 ) -> Response:
