@@ -63,9 +63,9 @@ def change(session: Session, text: str, now: datetime) -> None:
     record(session, Event.PASSWORD_SET, now=now)
 
 
-def stored(session: Session) -> str | None:
-    """The password's hash."""
-    found = session.get(ResearcherPassword, 1)
+def stored(session: Session, hold: bool = False) -> str | None:
+    """The password's hash; with `hold` it can change only after this transaction, and ends what that began."""
+    found = session.get(ResearcherPassword, 1, with_for_update={"read": True} if hold else None)
     return found.hash if found else None
 
 

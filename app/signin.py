@@ -129,7 +129,7 @@ def _let_in(
     had = request.cookies.get(auth.cookie_name(request, COOKIE), "")
     with db.write() as session:
         gone = link is not None and not auth.use_link(session, secret, link, at)
-        if not gone and (hashed is None or password.stored(session) == hashed):
+        if not gone and (hashed is None or password.stored(session, hold=True) == hashed):
             token = auth.new_session(session, secret, at, replaced=had)
             record(session, Event.SIGNED_IN, detail={"by": by}, now=at)
             session.commit()

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -19,9 +20,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, func, select, text
 
+from app import password
 from app.db import Database
 from app.main import create_app
-from app.models import Comment, Judgment, Participant, Response, Trial, Unmasking
+from app.models import Comment, Judgment, Participant, ResearcherSession, Response, Trial, Unmasking
 from app.serving import prepare
 from app.settings import Settings
 from tests.app.conftest import Player, begin, sign_in
@@ -279,6 +281,30 @@ def test_an_unmasking_is_on_record_once(race: Race, db: Database) -> None:
     one, two = race.run(unmask, unmask)
     assert (one.status_code, two.status_code) == (200, 200)
     assert count(db, Unmasking) == 1
+
+
+def test_a_sign_in_by_a_password_that_is_changed_does_not_last(race: Race, db: Database) -> None:
+    def change(to: str) -> Callable[[httpx2.Client], httpx2.Response]:
+        def changed(client: httpx2.Client) -> httpx2.Response:
+            other = Database(race.url)
+            with other.write() as session:
+                password.change(session, to, datetime.now(UTC))
+                session.commit()
+            other.close()
+            return httpx2.Response(200)
+
+        return changed
+
+    change("the first of two passwords")(race.one)
+
+    def sign_in(client: httpx2.Client) -> httpx2.Response:
+        form = {"password": "the first of two passwords"}
+        return client.post("/signin", data=form, follow_redirects=False)
+
+    one, _ = race.run(sign_in, change("the second of two passwords"))
+    assert one.status_code == 303
+    assert count(db, ResearcherSession) == 0, "a change of the password ends every session"
+    assert race.one.get("/results").status_code != 200
 
 
 # What reads

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 
 import httpx2
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Labels, Rates, Remark, bot
@@ -186,6 +187,7 @@ def seen(page: Page) -> Seen:
     )
 
 
+@pytest.mark.only("sqlite")  # nothing of it is stored
 def test_every_page_fits_a_small_phone(visit: Visit, api: httpx2.Client, db: Database) -> None:
     phones = {ratio: phone(visit, ratio).page("/") for ratio in (1.5, 2, 2.625)}
     player = begin(api)
