@@ -108,6 +108,8 @@ def _log(process: ForkProcess, served: bool, fault: str) -> None:
 
 def _work(serve: Callable[[Callable[[], None]], object], say: connection.Connection) -> None:
     """The life of one server process."""
+    # A group of its own: Ctrl-C is for the supervisor, which says SIGTERM; both would be a stop by force.
+    os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()

@@ -175,6 +175,8 @@ def test_workers_are_replaced_and_end_together(settings: Settings, log: Path) ->
         second = children(server.process.pid)
         with httpx2.Client(base_url=server.url) as client:
             begin(client).answer()
+        groups = {os.getpgid(pid) for pid in second}
+        assert groups == second, "Ctrl-C reaches them through the supervisor alone"
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) == 0
         assert not any(map(alive, second))
