@@ -29,16 +29,12 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class Settings:
     database_url: str = field(repr=False)  # may name a password
-    secret: str = field(
-        repr=False
-    )  # keys the hashes of the researcher's tokens, and signs the sign-in link of loopback
+    secret: str = field(repr=False)  # keys hashes of tokens, and the sign-in link of loopback
     studies: Path = ROOT / "studies"
     stimuli: Path = ROOT / "stimuli"
     results: Path = ROOT / "docs" / "results"  # of `python -m ml.evaluate`
     host: str = "127.0.0.1"  # the address that the server listens on
-    public_url: str | None = (
-        None  # https://study.example.org, no slash behind it: where participants reach it
-    )
+    public_url: str | None = None  # where participants reach it: https://study.example.org
     allow_http: bool = False  # consent to plain http outside this machine
     secret_given: bool = True  # by SECRET_KEY; else it is this machine's own
     metrics_token: str | None = field(default=None, repr=False)  # who has it reads /metrics from anywhere
