@@ -109,6 +109,7 @@ def test_a_restart_keeps_the_sessions(server: Server, request: pytest.FixtureReq
     assert (again.stdout.read(), again.stderr.read()) == ("", "")
 
 
+@pytest.mark.only("sqlite")
 def test_control_c_stops_the_server_without_a_word(again: subprocess.Popen[str]) -> None:
     assert again.stdout is not None
     assert again.stderr is not None
@@ -118,6 +119,7 @@ def test_control_c_stops_the_server_without_a_word(again: subprocess.Popen[str])
     assert again.stderr.read() == ""
 
 
+@pytest.mark.only("sqlite")
 def test_a_busy_port_is_one_line(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -658,6 +658,7 @@ def falsify(db: Database, pack: Pack, predictions: bool) -> Callable[[], None]:
     return lambda: write(true, true_clean, true_trials)
 
 
+@pytest.mark.only("sqlite")
 def test_what_is_shown_depends_on_no_truth_but_the_predictions_in_judging(
     blind: TestClient, db: Database, pack: Pack
 ) -> None:

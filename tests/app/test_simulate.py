@@ -158,6 +158,7 @@ def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
     assert real["participants"]["started"] == real["responses"] == 0, "never mixed with real ones"
 
 
+@pytest.mark.only("sqlite")
 def test_a_seed_repeats_its_answers(server: Server, pack: Pack) -> None:
     differ = ("--sd-participant", "1", "--sd-image", "1", "--sd-pair-model", "1", "--rt-median-ms", "1500")
     play(server, pack, 2, 5, *differ, study="one")
@@ -265,6 +266,7 @@ def test_each_pack_has_the_published_rates_of_its_data_and_attack(pack: Pack, tm
         assert rates.chances(1, name, stimulus) == pytest.approx(chances)
 
 
+@pytest.mark.only("sqlite")
 def test_bad_input_is_one_line(server: Server, pack: Pack, tmp_path: Path) -> None:
     other = make_pack(tmp_path / "elsewhere" / "test-pack", seed=1)
     here = ["--url", server.url, "--study", "refused", "--participants", "2"]
