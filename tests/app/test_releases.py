@@ -19,7 +19,6 @@ from tests.app.conftest import Player, begin
 from tests.app.databases import Databases, connected
 from tests.app.releases import RELEASES, carried, shown_then
 from tests.app.releases.make import SECOND
-from tests.packs import make_pack
 
 
 @pytest.fixture(scope="module", params=RELEASES)
@@ -93,7 +92,7 @@ def rows(text: str) -> list[dict[str, str]]:
 
 
 def assert_holds(now: Any, before: Any, where: str = "") -> None:
-    """What was said before is said now, to the last digit; more may be said."""
+    """What was said before is said now; more may be said."""
     if isinstance(before, dict):
         for key, value in before.items():
             assert key in now, f"{where}.{key}"
@@ -102,6 +101,8 @@ def assert_holds(now: Any, before: Any, where: str = "") -> None:
         assert len(now) == len(before), where
         for i, value in enumerate(before):
             assert_holds(now[i], value, f"{where}[{i}]")
+    elif isinstance(before, float):  # sums may be added up in another order
+        assert now == pytest.approx(before, rel=1e-12, abs=1e-15), where
     else:
         assert now == before, where
 
@@ -133,10 +134,7 @@ def test_sessions_that_were_begun_go_on(client: TestClient, settings: Settings) 
     database.close()
 
 
-def test_the_same_study_and_pack_are_the_versions_that_they_were(
-    settings: Settings, prepared: str, tmp_path: Path
-) -> None:
-    make_pack(tmp_path / "stimuli" / "test-pack", labels=tuple("0123"), targets=2, noise=3)
+def test_the_same_study_is_the_version_that_it_was(settings: Settings, prepared: str, tmp_path: Path) -> None:
     (settings.studies / "test.toml").write_text(SECOND)
     database = Database(settings.database_url)
     again = Settings(settings.database_url, settings.secret, settings.studies, tmp_path / "stimuli")
