@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKERS = $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test audit format messages clean
+.PHONY: run test audit format messages docs clean
 
 run: .venv/web
 	@$(BIN)/python -m app serve
@@ -28,7 +28,7 @@ test: .venv/test
 
 .venv/test: .venv/web
 	@echo "Installing the laboratory and the test tools into .venv ..."
-	@$(PIP) -e '.[ml,test]'
+	@$(PIP) -e '.[ml,test,docs]'
 	@touch $@
 
 # Known holes in what is installed. Needs the network; a package that cannot be asked about is a failure, not a pass.
@@ -49,6 +49,11 @@ messages: .venv/web
 		$(BIN)/pybabel -q update -i build/messages.pot -o $$po -l $$(basename $$po .po) --no-wrap \
 			--no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date || exit; \
 	done
+
+# The documentation as a site, in build/docs.
+docs: .venv/test
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf .venv build *.egg-info
