@@ -25,7 +25,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LEFT_BEHIND = (".git", ".venv", "build", "data", "checkpoints", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+LEFT_BEHIND = (
+    ".git",
+    ".venv",
+    "build",
+    "data",
+    "checkpoints",
+    "__pycache__",
+    ".*_cache",
+    ".hypothesis",
+    "*.egg-info",
+)
 LONGEST_S = 420.0
 BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*?) -->\n+)?^```sh\n(?P<commands>.*?)^```", re.M | re.S)
 
@@ -47,7 +57,9 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in BLOCK.finditer(text):
         kind, _, said = (match["note"] or "").partition(": ")
-        if match["note"] and (kind not in ("not run", "in the background until", "while this runs", "typed") or not said):
+        if match["note"] and (
+            kind not in ("not run", "in the background until", "while this runs", "typed") or not said
+        ):
             raise ValueError(f"{page.name}: what does <!-- {match['note']} --> mean?")
         found.append(
             Block(
@@ -80,7 +92,11 @@ class Installation:
         lent.write_text(sysconfig.get_path("purelib") + "\n")
         self.port = _free_port()
         self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("DATABASE_URL", "PYTHONPATH"))},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith(("DATABASE_URL", "PYTHONPATH"))
+            },
             "PORT": str(self.port),
             "PIP_NO_BUILD_ISOLATION": "1",  # the builder is lent, too: nothing is downloaded
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
@@ -168,7 +184,9 @@ class Installation:
         _, status = os.waitpid(process, 0)
         os.close(terminal)
         if status != 0:
-            raise CommandError(f"{block.page}, line {block.line}: status {status}\n{said.decode(errors='replace')}")
+            raise CommandError(
+                f"{block.page}, line {block.line}: status {status}\n{said.decode(errors='replace')}"
+            )
         return said.decode(errors="replace")
 
 

@@ -30,7 +30,18 @@ def test_a_dead_link_fails_the_build(tmp_path: Path) -> None:
         (tmp_path / file).write_bytes((ROOT / "docs" / file).read_bytes())
     (tmp_path / "index.md").write_text("# A page\n\n[nowhere](nowhere.md) and [no heading](index.md#none)\n")
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", tmp_path, tmp_path / "site"],
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-W",
+            "--keep-going",
+            "-q",
+            "-b",
+            "html",
+            tmp_path,
+            tmp_path / "site",
+        ],
         capture_output=True,
         text=True,
         check=False,

@@ -47,7 +47,9 @@ def dockerfile() -> list[list[Instruction]]:
     stages: list[list[Instruction]] = []
     for line in filter(str.strip, lines):
         name, _, rest = line.partition(" ")
-        assert re.fullmatch("FROM|WORKDIR|RUN|COPY|ENV|USER|EXPOSE|VOLUME|HEALTHCHECK|STOPSIGNAL|CMD", name), line
+        assert re.fullmatch(
+            "FROM|WORKDIR|RUN|COPY|ENV|USER|EXPOSE|VOLUME|HEALTHCHECK|STOPSIGNAL|CMD", name
+        ), line
         if name == "FROM":
             stages.append([])
         stages[-1].append(Instruction(name, rest.strip()))
@@ -157,7 +159,9 @@ def test_compose_sets_only_settings_that_the_documentation_explains() -> None:
     assert set(WEB["environment"]) <= explained
     code = "".join(path.read_text() for path in (ROOT / "app").glob("*.py"))
     read = set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z_]+)\"", code))
-    assert read - {"PROMETHEUS_MULTIPROC_DIR"} <= explained, "every setting that the program reads is in the table"
+    assert read - {"PROMETHEUS_MULTIPROC_DIR"} <= explained, (
+        "every setting that the program reads is in the table"
+    )
 
 
 def test_every_secret_must_be_given() -> None:
@@ -209,7 +213,9 @@ def test_the_images_commands_run_without_an_engine(
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(without),
         **environment_of_the_image(),
-        **environment_of_compose({"STUDY_HOST": "study.example.org", "SECRET_KEY": "a-key-of-this-test-0123"}),
+        **environment_of_compose(
+            {"STUDY_HOST": "study.example.org", "SECRET_KEY": "a-key-of-this-test-0123"}
+        ),
         "MPLCONFIGDIR": str(tmp_path / "matplotlib"),
         "DATABASE_URL": empty_postgresql,
         "PORT": str(port),
