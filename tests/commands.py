@@ -113,19 +113,22 @@ class Installation:
             return self._type(block, block.typed)
         if block.server is not None:
             self._serve(replace(block, commands=block.server + "\n", until="Dashboard:"), "Dashboard:")
-        done = subprocess.run(
+        process = subprocess.Popen(
             self._shell(block),
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=LONGEST_S,
-            check=False,
+            start_new_session=True,
         )
-        said = done.stdout.decode(errors="replace")
-        if done.returncode != 0:
-            raise CommandError(f"{block.page}, line {block.line}: exit status {done.returncode}\n{said}")
+        try:
+            said = process.communicate(timeout=LONGEST_S)[0].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # the shell's children, too
+            raise
+        if process.returncode != 0:
+            raise CommandError(f"{block.page}, line {block.line}: exit status {process.returncode}\n{said}")
         return said
 
     def stop(self) -> None:

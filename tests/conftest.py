@@ -2,10 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
+from sqlalchemy import create_engine, make_url
+
+from tests import postgres
 
 # A busy machine is no defect.
 settings.register_profile("untimed", deadline=None)
@@ -36,3 +41,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {file: 2 * i for i, file in enumerate(computing)}
     place |= {file: 2 * i + 1 for i, file in enumerate(waiting)}
     items.sort(key=lambda item: place.get(item.path, 2 * len(files)))  # stable: the others keep their order
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a server's own database, for tests that are not about the app alone."""
+    with postgres.running() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_postgresql(postgresql: str) -> Iterator[str]:
+    """The URL of a new database without tables."""
+    server, name = create_engine(make_url(postgresql).set(drivername="postgresql+psycopg")), f"e{uuid4().hex}"
+    with server.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        yield make_url(postgresql).set(database=name).render_as_string(hide_password=False)
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    server.dispose()

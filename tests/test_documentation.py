@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, make_url
 
 from tests.commands import ROOT, blocks, installation
 from tests.packs import make_pack
@@ -65,9 +67,21 @@ def test_commands_stand_in_blocks_that_are_run(page: Path) -> None:
     assert not re.findall(r"^(?: {4}|)\$? ?(?:\.venv/bin/)?(?:python3? -m|make |docker ).*", text, re.M)
 
 
+@pytest.fixture
+def prepared_machine(postgresql: str) -> Iterator[dict[str, str]]:
+    """The environment in which `postgresql:///study` is an empty database, as on a machine set up by the page."""
+    url = make_url(postgresql)
+    engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("CREATE DATABASE study")
+        yield {"PGHOST": str(url.query["host"]), "PGUSER": str(url.username)}
+        connection.exec_driver_sql("DROP DATABASE study WITH (FORCE)")
+    engine.dispose()
+
+
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
-def test_the_commands_of(page: Path, tmp_path: Path, empty_server: dict[str, str]) -> None:
-    with installation(tmp_path, empty_server) as there:
+def test_the_commands_of(page: Path, tmp_path: Path, prepared_machine: dict[str, str]) -> None:
+    with installation(tmp_path, prepared_machine) as there:
         if page.stem == "paper":  # in place of what its author trains
             make_pack(there.folder / "stimuli" / "digits-jsma", name="digits-jsma")
         for block in blocks(page):

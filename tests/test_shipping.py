@@ -239,8 +239,8 @@ def test_the_images_commands_run_without_an_engine(
 
     (check,) = of(FINAL, "HEALTHCHECK")
     health = json.loads(check.text.split("CMD ", 1)[1])
-    log = (tmp_path / "log").open("w")
-    server = subprocess.Popen(natively(command.words), cwd=image, env=environment, stdout=log, stderr=log)
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(natively(command.words), cwd=image, env=environment, stdout=log, stderr=log)
     try:
         end = time.monotonic() + 120
         while run(health).returncode != 0:
@@ -254,7 +254,7 @@ def test_the_images_commands_run_without_an_engine(
         with urllib.request.urlopen(request, timeout=60) as reply:
             assert b"<form" in reply.read()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60) as reply:
-            assert json.load(reply)["status"] == "ok"
+            assert json.load(reply)["status"] == "ready"
     finally:
         server.send_signal(getattr(signal, of(FINAL, "STOPSIGNAL")[0].text))
         status = server.wait(timeout=60)
