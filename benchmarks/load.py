@@ -63,8 +63,11 @@ class Run:
     wrong: int  # acknowledged and not stored, or the other way round
 
 
-def measure(target: Target, participants: int, seconds: float, folder: Path) -> Run:
-    """Let the participants answer for so many seconds; `wrong` answers are counted afterwards."""
+def measure(target: Target, participants: int, seconds: float, folder: Path, alone: bool = True) -> Run:
+    """Let the participants answer for so many seconds; `wrong` answers are counted afterwards.
+
+    With `alone` false, where the database has other answers already, none are, and sessions are played to their end.
+    """
     acknowledged = folder / "acknowledged"
     plan = {
         "kind": target.kind,
@@ -74,6 +77,7 @@ def measure(target: Target, participants: int, seconds: float, folder: Path) -> 
         "begin": target.begin,
         "acknowledged": str(acknowledged),
         "links": target.links,
+        "whole": not alone,
     }
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load_client"],
@@ -93,7 +97,8 @@ def measure(target: Target, participants: int, seconds: float, folder: Path) -> 
         client.stdin.flush()
         found = json.loads(client.stdout.readline())
         used = cpu_seconds(target.processes) - before
-    sent, stored = acknowledged.read_text().split(), target.stored()
+    sent = acknowledged.read_text().split()
+    stored = target.stored() if alone else sent
     wrong = len(set(sent) ^ set(stored)) + len(stored) - len(set(stored))
     ms = np.array(found["latencies"]) * 1000
     answers = max(1, found["acknowledged"])
@@ -155,7 +160,7 @@ def listening(command: list[str], port: int, log: Path, **environment: str) -> I
 
 @contextmanager
 def app(
-    folder: Path, url: str, kind: str, begin: int, servers: int = 1, more: tuple[int, ...] = ()
+    folder: Path, url: str, kind: str, begin: int, workers: int = 1, more: tuple[int, ...] = ()
 ) -> Iterator[Target]:
     """This app as `python -m app serve` runs it, on an empty database of its own."""
     config = settings(folder, url)
@@ -167,21 +172,11 @@ def app(
         "STIMULI_DIR": str(config.stimuli),
         "FORWARDED_ALLOW_IPS": "127.0.0.1",  # each participant has an address of their own
     }
-    ports = [free_port() for _ in range(servers)]
-    with ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                listening(
-                    [sys.executable, "-m", "app", "serve", "--port", str(port)],
-                    port,
-                    folder / "app.log",
-                    **environment,
-                )
-            )
-            for port in ports
-        ]
+    port = free_port()
+    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--workers", str(workers)]
+    with listening(command, port, folder / "app.log", **environment) as process:
         query = "SELECT answer_id FROM responses UNION ALL SELECT answer_id FROM judgments"
-        yield Target(kind, ports, [*processes, *more], partial(read_ids, url, query), [], begin)
+        yield Target(kind, [port], [process, *more], partial(read_ids, url, query), [], begin)
 
 
 @contextmanager

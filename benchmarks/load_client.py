@@ -32,6 +32,7 @@ class Plan:
     seconds: float  # after which nobody answers any more
     begin: int  # sessions begun before the clock starts; 0: each begins within it
     acknowledged: str  # the file for the ids of acknowledged answers
+    whole: bool = False  # whoever has begun goes on to the end, whatever the time
     links: list[str] = field(default_factory=list)  # where sessions begin, if others have made them
 
 
@@ -228,7 +229,7 @@ async def participate(plan: Plan, number: int, links: list[str], measure: Measur
                 connection._address = address(number + 1000 * turn)
                 link = await begin_session(connection)
             async for _ in play(connection, link, measure):
-                if perf_counter() > measure.started + plan.seconds:
+                if perf_counter() > measure.started + plan.seconds and not plan.whole:
                     break
             else:
                 measure.sessions += 1

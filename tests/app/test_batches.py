@@ -70,17 +70,15 @@ def held(client: TestClient) -> Iterator[None]:
 
 
 def at_once(client: TestClient, sends: Sequence[Callable[[], Reply]]) -> list[Reply]:
-    """Send all of these so that they are stored as one batch, in this order."""
-    waiting = client.app.state.batches._waiting  # type: ignore[attr-defined]
+    """Send all of these so that they are stored in this order, all but the first in one batch."""
+    batches = client.app.state.batches  # type: ignore[attr-defined]
     with ThreadPoolExecutor(len(sends)) as pool:
         with held(client):
             replies = []
-            # The first one's batch is taken at once and waits for the thread; the others are the batch after it.
+            # The first one is a batch of its own, which waits for the thread; the others are the batch after it.
             for i, send in enumerate(sends):
                 replies.append(pool.submit(send))
-                for _ in range(10_000):
-                    if i == 0 or len(waiting) >= i or replies[-1].done():
-                        break
+                while len(batches._waiting) < i or not batches._thread._work_queue.qsize():
                     threading.Event().wait(0.001)
         return [reply.result() for reply in replies]
 

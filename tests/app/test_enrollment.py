@@ -1,6 +1,7 @@
 """Who begins and who comes back: one session a person, whatever link, device or double click brought them."""
 
 import html
+import random
 import re
 import threading
 import uuid
@@ -361,6 +362,35 @@ def test_the_way_back_names_whom_the_recruiter_sent(settings: Settings) -> None:
 
 
 # What counts as shown
+
+
+def test_what_is_remembered_of_exposures_is_what_reading_all_says(client: TestClient, db: Database) -> None:
+    """Whatever happens in between: people begin, answer, fall silent, come back, withdraw."""
+    rng, remembered = random.Random(3), Exposures()
+    players: list[Player] = []
+    for _ in range(25):
+        event = rng.choice(("begin", "begin", "answer", "answer", "silent", "withdraw"))
+        if event == "begin" or not players:
+            players.append(begin(client, **({"simulated": "yes"} if rng.random() < 0.2 else {})))
+        elif event == "answer":
+            rng.choice(players).answer(most=rng.randint(1, 8))
+        elif event == "withdraw":
+            gone = players.pop(rng.randrange(len(players)))
+            assert client.post(f"{gone.base}/withdraw").status_code == 200
+        else:
+            long_ago = now() - ABANDONED_AFTER - timedelta(seconds=rng.randint(1, 1000))
+            silent = rng.choice(players).token
+            with db.write() as session:
+                session.execute(
+                    update(Participant).where(Participant.token == silent).values(last_seen_at=long_ago)
+                )
+                session.commit()
+        with db.read() as session:
+            study = session.scalars(select(Study)).one()
+            for simulated in (False, True):
+                kept = remembered.count(session, study.id, simulated, now())
+                assert kept == Exposures().count(session, study.id, simulated, now())
+                assert all(n > 0 for n in kept.values())
 
 
 def test_exposures_are_what_was_answered_or_may_still_be(client: TestClient, db: Database) -> None:
