@@ -134,7 +134,8 @@ class SessionView:
 # Put together once, as each answer asks them: putting them together took as long as asking.
 _PARTICIPANT = (
     select(Participant)
-    .options(joinedload(Participant.study, innerjoin=True))
+    # Without its definition, some 10 KB of JSON that `definitions.of` remembers.
+    .options(joinedload(Participant.study, innerjoin=True).defer(Study.definition))
     .where(Participant.token == bindparam("token"))
 )
 _LOCKED = _PARTICIPANT.with_for_update(of=Participant)

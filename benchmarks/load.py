@@ -66,7 +66,7 @@ class Run:
 def measure(target: Target, participants: int, seconds: float, folder: Path, alone: bool = True) -> Run:
     """Let the participants answer for so many seconds; `wrong` answers are counted afterwards.
 
-    With `alone` false, where the database has other answers already, none are, and sessions are played to their end.
+    With `alone` false, where the database has other answers already, none are, and sessions are played out.
     """
     acknowledged = folder / "acknowledged"
     plan = {
