@@ -74,9 +74,6 @@ class Course:
         """The positions of a part as they come."""
         return range(1, len(self.trials) + 1) if part == "labelling" else self.judging
 
-    def place(self, answer: Answer) -> Place:
-        return answer.part, self.trials[answer.position - 1]
-
     def before(self, answer: Answer) -> Place | None:
         """What must be answered before; all that comes before that is answered then, as it was held to the same."""
         order = self.order(answer.part)
@@ -181,7 +178,7 @@ class PlainAnswers:
         return found
 
     def _insert(self, connection: Connection, plain: Sequence["_Likely"]) -> set[int]:
-        """Insert them; returns the trials of those that were, as an answer's id may have been used before."""
+        """Insert them; returns the trials of those that were: of none that is answered, or whose id was used."""
         now = web.now()
         stored: dict[int, int] = {}  # trial -> participant
         for part, insertion in self._inserts.items():
@@ -236,8 +233,7 @@ class _Likely:
 
     @property
     def trial(self) -> int:
-        _, trial = self.course.place(self.answer)
-        return trial
+        return self.course.trials[self.answer.position - 1]
 
     @property
     def row(self) -> dict[str, Any]:
@@ -246,8 +242,9 @@ class _Likely:
         return {"trial_id": self.trial} | of_all | self.content
 
     def comes_next(self, answered: Set[Place]) -> bool:
+        """Whether all before it is answered; where it is itself, inserting it does nothing."""
         before = self.course.before(self.answer)
-        return self.course.place(self.answer) not in answered and (before is None or before in answered)
+        return before is None or before in answered
 
 
 def _owners(connection: Connection, likely: Sequence[_Likely]) -> dict[int, int]:
@@ -257,9 +254,8 @@ def _owners(connection: Connection, likely: Sequence[_Likely]) -> dict[int, int]
 
 
 def _answered(connection: Connection, likely: Sequence[_Likely]) -> set[Place]:
-    """Of the places that these answers are about, and of those before them, the ones that are answered."""
-    places = {one.course.place(one.answer) for one in likely}
-    places |= {before for one in likely if (before := one.course.before(one.answer)) is not None}
+    """Of the places that come before these answers, those that are answered."""
+    places = {before for one in likely if (before := one.course.before(one.answer)) is not None}
     found: set[Place] = set()
     for part, query in _ANSWERED.items():
         if trials := [trial for in_part, trial in places if in_part == part]:

@@ -261,6 +261,18 @@ def _explained(
     raise AssertionError(f"no order of {sent} explains {told} and {sorted(now)} from {model}")
 
 
+def test_no_verdict_before_the_last_label(client: TestClient, db: Database) -> None:
+    player = begin(client)
+    with db.read() as session:
+        first = session.scalar(select(Trial.position).where(Trial.judging_order == 1))
+    assert first is not None
+    for position in range(1, LABELS + 1):
+        reply = player.put(first, "plausibility", plausible=True)
+        assert (reply.status_code, reply.json()["next_position"]) == (409, position)
+        assert player.put(position, label="0", runner_up="1").status_code == 200
+    assert player.put(first, "plausibility", plausible=True).status_code == 200
+
+
 # One batch
 
 
