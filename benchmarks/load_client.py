@@ -234,7 +234,7 @@ async def participate(plan: Plan, number: int, links: list[str], measure: Measur
             else:
                 measure.sessions += 1
         except (ValueError, OSError) as error:
-            name = str(error)[:120]
+            name = str(error)[:60]  # without the request's id
             measure.errors[name] = measure.errors.get(name, 0) + 1
             connection.close()
             connection = await Connection.open(plan.ports[number % len(plan.ports)], address(number))
