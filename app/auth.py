@@ -112,8 +112,7 @@ def use_link(session: Session, secret: str, token: str, now: datetime) -> bool:
 
 
 def end_everything(session: Session) -> None:
-    """End all sessions and links; the caller commits. After a change of password, and after a restore, which would
-    otherwise bring back who had signed out."""
+    """End all sessions and links; the caller commits. After a change of password."""
     session.execute(delete(ResearcherSession))
     session.execute(delete(SigninLink))
 

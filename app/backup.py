@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise BackupError(f"there is no database at {file} (DATABASE_URL says where it is)")
     database = Database(url)
     try:
-        _record(database)
-        manifest = write(database, args.file, args.force)
+        manifest = write(database, args.file, args.force, on_record=True)
     finally:
         database.close()
     rows = sum(table["rows"] for table in manifest["tables"].values())
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _record(database: Database) -> None:
-    """Before there is a file; a database of an earlier version may have no log for it."""
+    """Before there is a whole file; a database of an earlier version may have no log for it."""
     with database.engine.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
     if revision == ScriptDirectory.from_config(schema.migrations()).get_current_head():
@@ -75,17 +74,23 @@ def _record(database: Database) -> None:
             session.commit()
 
 
-def write(database: Database, file: Path, replace: bool = False) -> dict[str, Any]:
+def write(database: Database, file: Path, replace: bool = False, on_record: bool = False) -> dict[str, Any]:
     """Write all of the database, as it is at one instant, to `file`, which only its owner can read.
 
-    Others go on reading and writing meanwhile. The file is there whole or not at all. Returns its manifest; raises
-    BackupError.
+    Others go on reading and writing meanwhile. The file is there whole or not at all. With `on_record`
+    the audit log has it, once the file can be written. Returns its manifest; raises BackupError.
     """
     if file.exists() and not replace:
         raise BackupError(f"{file} is there already (--force replaces it)")
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise BackupError(f"{file} cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "wb") as target:
         try:
+            if on_record:
+                _record(database)
             with database.read() as session:
                 manifest = _write(session.connection(), target)
             target.flush()

@@ -269,7 +269,7 @@ def _content(answer: Answer, labels: list[str], questions: list[str]) -> dict[st
         return answer.content
     label, runner_up = answer.content["label"], answer.content["runner_up"]
     try:
-        return {"label": label, "runner_up": valid_runner_up(labels, questions, label, runner_up)}
+        return answer.content | {"runner_up": valid_runner_up(labels, questions, label, runner_up)}
     except Refusal:
         return None
 

@@ -87,8 +87,6 @@ class Bounds:
             return Refusal(431, message)
         if len(scope["path"]) + len(scope["query_string"]) > MOST_URL_BYTES:
             return Refusal(414, N_("This address is too long; please use the link you were given."))
-        if "\x00" in scope["path"]:  # no name here has one, and PostgreSQL refuses to look for it
-            return Refusal(404, N_("There is nothing at this address."))
         if length is not None and (len(length) > 10 or not length.isdigit() or int(length) > MOST_BYTES):
             return Refusal(413, TOO_LARGE)
         if scope["path"] not in FOR_ANY_HOST and not is_ours(host, self._hosts):

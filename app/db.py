@@ -70,8 +70,6 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema up to date. Raises SchemaError, and nothing was changed, where that must not be."""
-        if self.engine.dialect.name == "sqlite":
-            schema.look_first(Path(str(self.engine.url.database)))
         with self.altering() as connection:
             schema.upgrade(connection)
 
@@ -79,6 +77,8 @@ class Database:
     def altering(self) -> Iterator[Connection]:
         """A transaction in which tables may change; committed at the block's end, rolled back by an error."""
         sqlite = self.engine.dialect.name == "sqlite"
+        if sqlite:
+            schema.look_first(Path(str(self.engine.url.database)))
         with self._patient() as connection:
             if sqlite:
                 # SQLite alters a table by copying it and dropping the old one, which rows that refer to it forbid;

@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session
 from app import audit, settings
 from app.db import Database
 from app.enrollment import drawn
-from app.models import Comment, Judgment, Participant, RecruiterId, Response, Study, Trial
-from app.withdrawal import stored_about, withdraw
+from app.models import Base, Comment, Participant, RecruiterId, Study
+from app.withdrawal import PERSONAL, about, stored_about, withdraw
 
+NAMES = {"responses": "labels", "trials": "images"}  # as participants are told, of tables called otherwise
 UNLINKED = "erased-"  # begins the token of a session whose link leads nowhere any more
 SCRUB_WITHIN_S = 30.0
 
@@ -137,15 +138,13 @@ def _study(session: Session, slug: str, really: bool) -> dict[str, int]:
             f"the study {slug!r} is open: take its file out of the studies and start the server anew"
         )
     people = select(Participant.id).where(*_of(slug))
-    trials = select(Trial.id).where(Trial.participant_id.in_(people))
-    return {
-        "labels": _delete(session, Response, Response.trial_id.in_(trials), really),
-        "judgments": _delete(session, Judgment, Judgment.trial_id.in_(trials), really),
-        "images": _delete(session, Trial, Trial.participant_id.in_(people), really),
-        "comments": _delete(session, Comment, Comment.participant_id.in_(people), really),
-        "recruiter_ids": _delete(session, RecruiterId, RecruiterId.participant_id.in_(people), really),
-        "participants": _delete(session, Participant, Participant.id.in_(people), really),
+    counts = {
+        NAMES.get(table.__tablename__, table.__tablename__): _delete(
+            session, table, about(table, people), really
+        )
+        for table in PERSONAL
     }
+    return counts | {"participants": _delete(session, Participant, Participant.id.in_(people), really)}
 
 
 def _of(slug: str | None) -> list[ColumnElement[bool]]:
@@ -155,7 +154,7 @@ def _of(slug: str | None) -> list[ColumnElement[bool]]:
 
 def _delete(
     session: Session,
-    table: type[RecruiterId | Comment | Response | Judgment | Trial | Participant],
+    table: type[Base],
     which: ColumnElement[bool],
     really: bool,
 ) -> int:
@@ -180,7 +179,7 @@ def scrub(database: Database) -> None:
             time.sleep(0.2)
         return
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for table in (RecruiterId, Comment, Participant, Trial, Response, Judgment):
+        for table in (Participant, *PERSONAL):
             name = table.__tablename__
             try:
                 # Written anew, while others wait: PostgreSQL would else keep the rows until it needs their place.

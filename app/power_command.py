@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary, looks
     title = f"{OUTCOMES[primary.outcome].title}: {title_of(models, rates)}, {primary.pack}"
     tests = rule(target, args.alpha, looks) if target else []
     if args.out:
-        from app.power_figure import figure  # matplotlib, which takes its time to load
+        from app.power_figure import figure
 
         svg = args.out if args.out.suffix == ".svg" else args.out / "power.svg"
         svg.parent.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine
 
 from app.db import Database
 
 FRESH_S = 1.0  # whoever asks more often than that gets the answer again
-# PostgreSQL's client gives up on a server that is gone without a word.
-PATIENCE = {"connect_timeout": "3", "tcp_user_timeout": "5000"}
 
 T = TypeVar("T")
 
@@ -25,10 +23,7 @@ class Probe(Generic[T]):
     """
 
     def __init__(self, database_url: str, ask: Callable[[Engine], T]) -> None:
-        url = make_url(database_url)
-        if url.get_backend_name() == "postgresql":
-            url = url.update_query_dict(PATIENCE)
-        self._engine = Database(url.render_as_string(hide_password=False)).engine
+        self._engine = Database(database_url).engine
         self._ask = ask
         self._guard = threading.Lock()
         self._asked: Future[T] | None = None

@@ -54,6 +54,9 @@ def restore(database: Database, file: Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             manifest = _manifest(archive)
             with database.altering() as connection:
+                schema.alone(
+                    connection
+                )  # a server that starts now fills it before the question, or not at all
                 if sa.inspect(connection).get_table_names():
                     raise BackupError(
                         "the database is not empty; a backup is restored into a new one (DATABASE_URL says which)"

@@ -9,7 +9,7 @@ import threading
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import charts, progress, results
+from app import charts, logs, progress, results
 from app import definition as definitions
 from app.db import Database
 from app.models import Participant, Study
@@ -40,4 +40,4 @@ def warm(database: Database, memory: Memory) -> None:
                 if study is not None:
                     results.compute(session, study, progress.default_data(session, study), memory)
     except SQLAlchemyError as error:  # the page itself will say so, if it lasts
-        logging.getLogger("uvicorn.error").warning("results were not loaded beforehand: %s", error)
+        logging.getLogger(__name__).warning("results were not loaded beforehand: %s", logs.reason(error))

@@ -2,13 +2,28 @@
 
 import unicodedata
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from app import audit
 from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
 from app.participation import view
+
+# Every table whose rows are about one participant, in the order in which they can be deleted.
+PERSONAL = (Response, Judgment, Trial, Comment, RecruiterId)
+
+
+def about(table: type[Any], people: Select[int]) -> ColumnElement[bool]:
+    """Which rows of one of PERSONAL are about these participants (a query of their ids)."""
+    if hasattr(table, "participant_id"):
+        of_people: ColumnElement[bool] = table.participant_id.in_(people)
+        return of_people
+    of_trials: ColumnElement[bool] = table.trial_id.in_(
+        select(Trial.id).where(Trial.participant_id.in_(people))
+    )
+    return of_trials
 
 
 def withdraw(session: Session, token: str, now: datetime) -> bool:
@@ -20,11 +35,9 @@ def withdraw(session: Session, token: str, now: datetime) -> bool:
     if here.state == "withdrawn":
         return False
     deleted = stored_about(session, here.participant)
-    trials = select(Trial.id).where(Trial.participant_id == here.participant.id)
-    session.execute(delete(Response).where(Response.trial_id.in_(trials)))
-    session.execute(delete(Judgment).where(Judgment.trial_id.in_(trials)))
-    for table in (Trial, Comment, RecruiterId):
-        session.execute(delete(table).where(table.participant_id == here.participant.id))
+    own = select(Participant.id).where(Participant.id == here.participant.id)
+    for table in PERSONAL:
+        session.execute(delete(table).where(about(table, own)).execution_options(synchronize_session=False))
     here.participant.deleted = deleted
     here.participant.withdrawn_at = now
     here.participant.finished_at = None

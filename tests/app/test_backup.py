@@ -27,6 +27,8 @@ from tests.app.databases import Databases, connected
 from tests.app.faults import count, crowd, killable
 from tests.app.small import db, prepared, settings, small, study
 
+Capture = pytest.CaptureFixture[str]
+
 __all__ = ["db", "prepared", "settings", "small", "study"]  # fixtures
 
 REMARK = "“Ünlesbar” \\n 数字\n'quoted'; --"
@@ -424,3 +426,20 @@ def test_the_backup_of_an_earlier_version_is_brought_up_to_this_one(empty: Datab
     assert "restored" in restored.pop("audit_log")[0]
     del expected["audit_log"]
     assert restored == expected
+
+
+def test_a_backup_that_cannot_be_written_is_not_on_record(
+    settings: Settings, prepared: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def recorded() -> Any:
+        with connected(settings.database_url) as connection:
+            return connection.scalar(sa.text("SELECT count(*) FROM audit_log WHERE event = 'backed up'"))
+
+    monkeypatch.setenv("DATABASE_URL", settings.database_url)
+    there, nowhere = tmp_path / "there.zip", tmp_path / "none" / "a.zip"
+    there.write_text("something else")
+    assert main(["backup", str(there)]) == main(["backup", str(nowhere)]) == 2
+    assert f"{nowhere} cannot be written" in capsys.readouterr().err
+    assert recorded() == 0
+    assert main(["backup", str(tmp_path / "a.zip")]) == 0
+    assert recorded() == 1

@@ -90,6 +90,7 @@ def test_what_contributors_are_sent_to_is_there() -> None:
         "ml",
         "static",
         "templates",
+        "tests",
         "tests/app",
         "tests/ml",
     ]

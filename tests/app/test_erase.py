@@ -11,7 +11,9 @@ from sqlalchemy import text
 
 from app.cli import main
 from app.main import create_app
+from app.models import Base
 from app.settings import Settings
+from app.withdrawal import PERSONAL
 from tests.app.conftest import SECRET, Player, begin, sign_in
 from tests.app.databases import connected
 from tests.app.small import prepared, settings, small, study
@@ -188,3 +190,15 @@ def test_what_makes_no_sense_is_refused(
         status = int(stopped.code or 0)
     assert status == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_table_that_refers_to_people_is_forgotten() -> None:
+    """Withdrawal, `erase` and the emptying of files go by one list."""
+    referring = {"participants"}
+    while more := {
+        table.name
+        for table in Base.metadata.sorted_tables
+        if table.name not in referring and {key.column.table.name for key in table.foreign_keys} & referring
+    }:
+        referring |= more
+    assert {table.__tablename__ for table in PERSONAL} == referring - {"participants"}
