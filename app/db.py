@@ -1,5 +1,6 @@
 """The database: one engine, sessions that read, sessions that write, transactions that alter tables."""
 
+import os
 import sqlite3
 import threading
 from collections import deque
@@ -231,7 +232,12 @@ def _engine(url: str) -> Engine:
         return _postgresql(parsed)
     if not parsed.database:
         raise SettingsError("DATABASE_URL must name a SQLite file, for example sqlite:///data/study.db")
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(parsed.database)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if (
+        not file.exists()
+    ):  # for its owner alone, as it holds personal data; SQLite gives its log the same rights
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
     engine = create_engine(
         parsed,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},

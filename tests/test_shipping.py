@@ -150,7 +150,9 @@ def test_compose_names_only_what_there_is() -> None:
     assert COMPOSE["networks"]["inside"]["internal"] is True
     assert "ports" not in DB, "the database is nobody else's"
     assert "ports" not in WEB, "only the proxy is reached from outside"
-    assert PROXY["command"].split()[-1] == f"web:{environment_of_the_image()['PORT']}"
+    (config,) = PROXY["configs"]
+    proxied = re.findall(r"reverse_proxy (\S+)", COMPOSE["configs"][config["source"]]["content"])
+    assert proxied == [f"web:{environment_of_the_image()['PORT']}"]
 
 
 def test_compose_sets_only_settings_that_the_documentation_explains() -> None:

@@ -188,3 +188,14 @@ def test_a_scrub_that_cannot_be_done_is_no_failure(
         session.execute(text("SELECT 1"))
         pool.submit(database.scrub).result()
     database.close()
+
+
+@pytest.mark.only("sqlite")
+def test_the_file_and_its_log_are_their_owners_alone(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'new.db'}")
+    database.migrate()
+    with database.read() as session:
+        session.execute(text("SELECT count(*) FROM participants"))
+        modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.glob("new.db*")}
+    database.close()
+    assert modes == {"new.db": "0o600", "new.db-wal": "0o600", "new.db-shm": "0o600"}
