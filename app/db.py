@@ -234,10 +234,10 @@ def _engine(url: str) -> Engine:
         raise SettingsError("DATABASE_URL must name a SQLite file, for example sqlite:///data/study.db")
     file = Path(parsed.database)
     file.parent.mkdir(parents=True, exist_ok=True)
-    if (
-        not file.exists()
-    ):  # for its owner alone, as it holds personal data; SQLite gives its log the same rights
-        os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
+    # For its owner alone, as it holds personal data; SQLite gives its log the same rights.
+    if not file.exists():
+        with suppress(OSError):  # SQLite says better what is wrong
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
     engine = create_engine(
         parsed,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},

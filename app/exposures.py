@@ -18,11 +18,11 @@ AT_ONCE = 500  # participants read by one statement
 
 # Whoever may still be at it holds all their images, whatever they have answered; of the others the answers count,
 # and those change only when they are seen again.
-_PRESENT = ""
+_PRESENT = "present: "  # and who: SQLite gives an id that was deleted again
 _PEOPLE = select(
     Participant.id,
     case(
-        (Participant.last_seen_at > bindparam("since"), literal(_PRESENT)),
+        (Participant.last_seen_at > bindparam("since"), literal(_PRESENT) + Participant.pseudonym),
         else_=cast(Participant.last_seen_at, String),
     ),
 ).where(
@@ -77,7 +77,9 @@ class Exposures:
         for start in range(0, len(changed), AT_ONCE):
             read: dict[int, array[int]] = {id: array("q") for id in changed[start : start + AT_ONCE]}
             for participant, stimulus, answered in session.execute(_TRIALS, {"people": list(read)}):
-                if stimulus is not None and (answered is not None or people[participant] == _PRESENT):
+                if stimulus is not None and (
+                    answered is not None or people[participant].startswith(_PRESENT)
+                ):
                     read[participant].append(stimulus)
             for participant, stimuli in read.items():
                 counted.add(participant, people[participant], stimuli)

@@ -83,6 +83,8 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     try:
         manifest = json.loads(archive.read(MANIFEST))
         kind, revision = manifest["format"], manifest["schema"]
+        if not (isinstance(revision, str) and isinstance(manifest["taken_at"], str)):
+            raise ValueError
         members = [MANIFEST] + [member(name) for name in manifest["tables"]]
         for table in manifest["tables"].values():
             if not (isinstance(table["rows"], int) and table["columns"] and table["sha256"]):

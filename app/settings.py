@@ -128,12 +128,14 @@ def refuse_unsafe(config: Settings, password_set: bool) -> None:
 def _database_url(text: str) -> str:
     try:
         url: URL | None = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # a port that is no number
         url = None
     if url is None or url.drivername not in ("sqlite", "postgresql", "postgresql+psycopg"):
         raise SettingsError(
             "DATABASE_URL must start with sqlite:/// or postgresql://, for example sqlite:///data/study.db"
         )
+    if "@" in (url.host or ""):  # it would be said, with half of the password, when it cannot be found
+        raise SettingsError("DATABASE_URL: an @ in the user's name or password is written %40")
     if url.drivername == "sqlite":
         file = (url.database or "").strip()
         if not file and text.rstrip() != "sqlite://":  # which is SQLAlchemy's word for memory

@@ -3,6 +3,7 @@
 Each function is one check; `checks` is all of them. `pixels` has the (H, W) pixels of every image by hash.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -87,7 +88,8 @@ def check_unmodified(read: Contents) -> Check:
 def check_measurements(read: Contents, pixels: Mapping[str, Pixels]) -> Check:
     """Whether each stimulus is as far from its original as its record says, and what a stimulus can be at all."""
     originals = {image.source_index: pixels[image.sha256] for image in read.originals}
-    unmodified = {pixels[image.sha256].tobytes(): image for image in read.unmodified}
+    digests = {image.sha256: _digest(pixels[image.sha256]) for image in images(read)}
+    unmodified = {digests[image.sha256]: image for image in read.unmodified}
     answers: dict[tuple[str, bytes], str] = {}
     differences = []
     for s in read.stimuli:
@@ -98,16 +100,21 @@ def check_measurements(read: Contents, pixels: Mapping[str, Pixels]) -> Check:
             differences.append(
                 f"{s}: target_probability {s.target_probability} is not the largest of {len(read.labels)}"
             )
-        found = unmodified.get(image.tobytes())
+        found = unmodified.get(digests[s.sha256])
         if found and found.source_index != s.source_index:
             differences.append(f"{s}: is the image of {found}")
-        answer = answers.setdefault((s.model, image.tobytes()), s.prediction)
+        answer = answers.setdefault((s.model, digests[s.sha256]), s.prediction)
         if answer != s.prediction:
             differences.append(f"{s}: the same image has the prediction {answer} elsewhere")
     measurable = sum(s.source_index in originals for s in read.stimuli)
     without = len(read.stimuli) - measurable
     what = "stimuli: pixels_changed, l2, linf from the original"
     return Check(what + f" ({without} without one)" * (without > 0), measurable, differences)
+
+
+def _digest(pixels: Pixels) -> bytes:
+    """Of the pixels, however their PNG is written; copies of them would fill the memory."""
+    return hashlib.sha256(pixels.tobytes()).digest()
 
 
 def _impossible(s: Stimulus, image: Pixels) -> Iterator[str]:
@@ -151,12 +158,12 @@ def check_grids(read: Contents, pixels: Mapping[str, Pixels]) -> Check:
     first: dict[str, int] = {}
     for s in read.stimuli:
         first[s.source_label] = min(s.source_index, first.get(s.source_label, s.source_index))
-    originals = {image.source_index: pixels[image.sha256].tobytes() for image in read.originals}
-    held = {pixels[image.sha256].tobytes() for image in images(read)}
+    originals = {image.source_index: _digest(pixels[image.sha256]) for image in read.originals}
+    held = {_digest(pixels[image.sha256]) for image in images(read)}
     stimuli = {(s.model, s.source_index, s.target_label): pixels[s.sha256] for s in read.stimuli}
     compared, passed_over = 0, 0
     for row, label in enumerate(read.labels):
-        diagonal = {model: cells[row, row].tobytes() for model, cells in grids.items()}
+        diagonal = {model: _digest(cells[row, row]) for model, cells in grids.items()}
         original = originals.get(first.get(label, -1))
         known = original in diagonal.values()
         right = original if known else next(iter(diagonal.values()), None)

@@ -56,7 +56,9 @@ __all__ = [
     "write",
 ]
 
-_MAX_PIXELS = 2**29  # of all images of a pack together
+# Of a pack together, an image that several records show counted for each: all are in memory and measured, by a
+# server that starts, too. The bundled packs have about a million.
+_MAX_PIXELS = 2**28
 
 
 @dataclass(frozen=True)
@@ -140,19 +142,24 @@ def _read(directory: Path) -> tuple[Pack, dict[str, Pixels]]:
     if (directory / "images").is_symlink():
         raise PackError(f"{directory / 'images'}: is a link, not a folder")
     pixels: dict[str, Pixels] = {}
+    shown = consistency.images(contents)
+    total = 0
     size: tuple[int, ...] | None = None
-    for sha256 in dict.fromkeys(image.sha256 for image in consistency.images(contents)):
+    for sha256 in dict.fromkeys(image.sha256 for image in shown):
         pixels[sha256] = _pixels(directory, sha256)
         shape = pixels[sha256].shape
         size = size or shape
         if shape != size:
             file = _image_path(directory, sha256)
             raise PackError(f"{file}: {shape[1]} x {shape[0]} pixels, the others {size[1]} x {size[0]}")
-        if len(pixels) * shape[0] * shape[1] > _MAX_PIXELS:
+        if (total := len(shown) * shape[0] * shape[1]) > _MAX_PIXELS:
             raise PackError(f"{directory}: the images have more than {_MAX_PIXELS:,} pixels together")
     for sha256 in contents.grids.values():
         if sha256 not in pixels:
             pixels[sha256] = _pixels(directory, sha256)
+            total += pixels[sha256].size
+            if total > _MAX_PIXELS:
+                raise PackError(f"{directory}: the images have more than {_MAX_PIXELS:,} pixels together")
     return Pack(**vars(contents), directory=directory), pixels
 
 

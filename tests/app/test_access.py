@@ -517,3 +517,7 @@ def test_passwords_are_compared_one_at_a_time_and_few_wait() -> None:
         begun.result()
         assert sorted(future.result() for future in waiting) == [False] * 2 + [True] * (IN_LINE - 1)
     assert set(most) == {1}
+
+
+def test_one_address_alone_never_makes_everybody_wait() -> None:
+    assert TRIES + 3600 * TRIES_PER_S < FREE_REFUSALS

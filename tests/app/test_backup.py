@@ -259,6 +259,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
         lambda f: described(f, lambda m: m["tables"]["responses"].pop("rows")),
         "cannot be read",
     ),
+    "a manifest without its time": (lambda f: described(f, lambda m: m.pop("taken_at")), "cannot be read"),
+    "a schema that is a list": (lambda f: described(f, lambda m: m.update(schema=[1])), "cannot be read"),
     "another format": (lambda f: described(f, lambda m: m.update(format="study-backup/2")), "study-backup/1"),
     "a newer schema": (lambda f: described(f, lambda m: m.update(schema="9999")), "does not know"),
     "rows of another shape": (

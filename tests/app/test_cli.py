@@ -148,6 +148,11 @@ def test_a_busy_port_is_one_line(settings: Settings) -> None:
         ("sqlite:///file:x?mode=memory&uri=true", "DATABASE_URL must name a file"),
         ("sqlite:///file:/x?vfs=memdb&uri=true", "DATABASE_URL must name a file"),
         ("sqlite+pysqlite:///x.db", "DATABASE_URL must start with sqlite:/// or postgresql://"),
+        (
+            "postgresql://u:w@rd@localhost/db",
+            "DATABASE_URL: an @ in the user's name or password is written %40",
+        ),
+        ("postgresql://u:w@localhost:port/db", "DATABASE_URL must start with sqlite:/// or postgresql://"),
         ("sqlite:///", "DATABASE_URL must name a SQLite file"),
         ("sqlite:////proc/study.db", "unable to open database file"),
         ("sqlite:////dev/null/study.db", "/dev/null"),

@@ -12,7 +12,7 @@ from datetime import timedelta
 import pytest
 from fastapi.testclient import TestClient
 from httpx2 import Response as Reply
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from app.db import Database
 from app.exposures import ABANDONED_AFTER, Exposures
@@ -511,3 +511,26 @@ def test_who_answers_holds_their_images(client: TestClient, db: Database) -> Non
             assert session.scalars(select(Participant.last_seen_at)).one() > now() - ABANDONED_AFTER
             assert sum(Exposures().count(session, study.id, False, now()).values()) == 30
         player.answer(until="judging")
+
+
+def test_who_gets_the_id_of_somebody_deleted_is_counted_as_themselves(
+    client: TestClient, db: Database
+) -> None:
+    """SQLite gives the largest id again, after `erase --all` for example."""
+    remembered, gone = Exposures(), begin(client)
+
+    def counts() -> list[dict[int, int]]:
+        with db.read() as session:
+            study = session.scalars(select(Study)).one()
+            return [kind.count(session, study.id, False, now()) for kind in (remembered, Exposures())]
+
+    assert counts()[0] == counts()[1]
+    with db.write() as session:
+        person = session.scalars(select(Participant).where(Participant.token == gone.token)).one()
+        session.execute(delete(Trial).where(Trial.participant_id == person.id))
+        session.execute(delete(Participant).where(Participant.id == person.id))
+        session.commit()
+    begin(client)
+    begin(client)
+    kept, anew = counts()
+    assert kept == anew

@@ -862,3 +862,19 @@ def test_values_for_messages_are_one_short_line() -> None:
     for value in (["\n" * 500], {"a": "\u202e"}, "\ud800", 10**50):
         assert untrusted.shown(value).isprintable()
         assert len(untrusted.shown(value)) <= 103
+
+
+def test_records_that_share_an_image_count_as_images(
+    made: pack.Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every record is measured: a small pack of a large picture under many records would keep a server busy."""
+    read = pack.read_untrusted(made.directory)
+    size = pack.decode_png(read.image(read.stimuli[0].sha256)).size
+    records = (len(read.stimuli) + len(read.unmodified)) * size
+    grids = sum(pack.decode_png(read.image(sha256)).size for sha256 in set(read.grids.values()))
+    monkeypatch.setattr(pack, "_MAX_PIXELS", records + grids)
+    pack.read_untrusted(made.directory)
+    for most in (records + grids - 1, records - 1):
+        monkeypatch.setattr(pack, "_MAX_PIXELS", most)
+        with pytest.raises(PackError, match=f"more than {most:,} pixels together"):
+            pack.read_untrusted(made.directory)
