@@ -76,8 +76,6 @@ class Bounds:
                 chunked = True
         if "\x00" in scope["path"]:  # in no address of ours, and PostgreSQL does not take it as text
             return Refusal(404, N_("There is nothing at this address."))
-        if b"%00" in scope["query_string"]:
-            return Refusal(400, UNREADABLE)
         if chunked and length is not None:
             # Where the request ends: a proxy may believe the one, this server the other, and what lies between them
             # would be somebody else's request.

@@ -374,7 +374,7 @@ def test_power_of_a_pack_alone(settings: Settings, pack: Pack) -> None:
         (("--a", "undefended=1.3"), "not MODEL=RATE"),
         (("--a", "gradient_regularized=0.3"), "two models"),
         (("--study", "none-such"), "none-such.toml: cannot be read"),
-        (("--pack", "none-such"), "manifest.json: cannot be read"),
+        (("--pack", "none-such"), "none-such: there is no such folder"),
     ],
 )
 def test_power_refuses_in_one_line(settings: Settings, arguments: tuple[str, ...], complaint: str) -> None:
