@@ -35,6 +35,7 @@ REVISION = "alembic_version"  # Alembic's own table; the manifest says what is i
 # Who is signed in at the moment, and links that sign in once: a restored database knows neither.
 LEFT_OUT = frozenset({REVISION, "researcher_sessions", "signin_links"})
 ROWS_AT_ONCE = 1000
+IMAGES_AT_ONCE = 10  # of up to some MB each
 
 
 class BackupError(ValueError):
@@ -157,7 +158,7 @@ def lines(connection: Connection, table: Table) -> Iterator[bytes]:
         for column in table.primary_key
     ]
     query = select(table).order_by(*order)
-    for row in connection.execute(query, execution_options={"yield_per": ROWS_AT_ONCE}):
+    for row in connection.execute(query, execution_options={"yield_per": at_once(table)}):
         values = [
             value if value is None or encode is None else encode(value)
             for value, encode in zip(row, encoders, strict=True)
@@ -173,6 +174,11 @@ def _encoder(column: Column[Any]) -> Callable[[Any], Any] | None:
     if isinstance(column.type, sa.Uuid):
         return lambda value: value.hex
     return None
+
+
+def at_once(table: Table) -> int:
+    """How many of its rows are in memory together."""
+    return IMAGES_AT_ONCE if any(isinstance(c.type, sa.LargeBinary) for c in table.columns) else ROWS_AT_ONCE
 
 
 def decoder(column: Column[Any], dialect: str) -> Callable[[Any], Any] | None:

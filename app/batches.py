@@ -140,9 +140,8 @@ class PlainAnswers:
                 return stored
         except (OperationalError, InternalError, InterfaceError, TookTooLong):
             raise
-        except (
-            Exception
-        ) as error:  # what is wrong with one must not be the others' fault: each is tried alone
+        # What is wrong with one must not be the others' fault: each is tried alone.
+        except Exception as error:
             kind = type(error).__name__
             logging.getLogger("uvicorn.error").warning(
                 "%d answers are stored one by one: %s", len(batch), kind

@@ -59,6 +59,8 @@ def components_figure(components: dict[str, dict[str, int]], title: str) -> str:
                     drawing.box(center - room / 2, y - 14, room, 28, fill)
                 drawing.text(center, y - 7, share, color=on(fill))
                 drawing.text(center, y + 8, str(n), size=SMALL, color=on(fill))
+        if total:
+            drawing.edge(left, y - bar / 2, width, bar)
     sentences = []
     for name, counts in components.items():
         total = sum(counts.values())
@@ -319,6 +321,7 @@ def _legend(drawing: Drawing) -> None:
     for column in columns:
         for i, part in enumerate(column):
             drawing.box(x, 17.2 * i, 14, 11.8, PARTS[part], hatch=_hatch(part))
+            drawing.edge(x, 17.2 * i, 14, 11.8)
             drawing.text(x + 20, 17.2 * i + 5.4, COMPONENTS[part], "start")
         x += 20 + max(text_width(COMPONENTS[part]) for part in column) + 14
 

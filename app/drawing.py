@@ -70,6 +70,11 @@ class Drawing:
         at = f"M {_n(left)} {_n(top)} L {right} {_n(top)} L {right} {bottom} L {_n(left)} {bottom} z"
         self._parts.append(f'<path d="{at}" fill="{fill}"{seen}/>')
 
+    def edge(self, left: float, top: float, width: float, height: float) -> None:
+        """A box's outline, in the text's color: dark boxes are hardly to be seen on a dark page."""
+        right, bottom = left + width, top + height
+        self.line([(left, top), (right, top), (right, bottom), (left, bottom), (left, top)], width=0.75)
+
     def dot(self, x: float, y: float, radius: float, color: str) -> None:
         self._parts.append(f'<circle cx="{_n(x)}" cy="{_n(y)}" r="{radius:g}" fill="{color}"/>')
 

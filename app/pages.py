@@ -173,6 +173,7 @@ def confirm_withdrawal(request: Request, token: str, db: Db) -> Response:
 def withdraw(token: str, db: Db) -> Response:
     with db.write() as session:
         deleted = withdrawal.withdraw(session, token, now())
+        session.commit()
     if deleted:
         db.scrub()
     return _where_they_are(token)

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from tqdm import tqdm
 
 from app import audit, schema, settings
-from app.backup import FORMAT, MANIFEST, ROWS_AT_ONCE, BackupError, decoder, lines, member, tables_of
+from app.backup import FORMAT, MANIFEST, BackupError, at_once, decoder, lines, member, tables_of
 from app.db import Database
 
 # What a backup cannot be: more is refused before it fills memory or disk.
@@ -54,10 +54,10 @@ def restore(database: Database, file: Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             manifest = _manifest(archive)
             with database.altering() as connection:
-                schema.alone(
-                    connection
-                )  # a server that starts now fills it before the question, or not at all
-                if sa.inspect(connection).get_table_names():
+                # A server that starts now fills it before the question, or not at all.
+                schema.alone(connection)
+                there = sa.inspect(connection)
+                if there.get_table_names() or there.get_view_names():
                     raise BackupError(
                         "the database is not empty; a backup is restored into a new one (DATABASE_URL says which)"
                     )
@@ -141,7 +141,7 @@ def _insert(
     digest = hashlib.sha256()
     with archive.open(member(table.name)) as file:
         found = _lines(file, table.name, described["rows"], digest)
-        while batch := list(islice(found, ROWS_AT_ONCE)):
+        while batch := list(islice(found, at_once(table))):
             try:
                 rows = [
                     {

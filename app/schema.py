@@ -75,7 +75,8 @@ def look_first(file: Path) -> None:
 
 def _refuse_others(connection: Connection, config: Config) -> None:
     """Raises SchemaError where the tables that are there are not those of a revision that is known here."""
-    tables = set(inspect(connection).get_table_names()) - {"alembic_version"}
+    found = inspect(connection)
+    tables = {*found.get_table_names(), *found.get_view_names()} - {"alembic_version"}
     revisions = set(MigrationContext.configure(connection).get_current_heads())
     scripts = ScriptDirectory.from_config(config)
     known = {script.revision for script in scripts.walk_revisions()}

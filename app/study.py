@@ -210,6 +210,7 @@ def post_finish(token: str, db: Db) -> dict[str, Any]:
 def post_withdraw(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
         deleted = withdrawal.withdraw(session, token, now())
+        session.commit()
     if deleted:
         db.scrub()
     with db.read() as session:

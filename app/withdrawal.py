@@ -27,9 +27,9 @@ def about(table: type[Any], people: Select[int]) -> ColumnElement[bool]:
 
 
 def withdraw(session: Session, token: str, now: datetime) -> bool:
-    """Delete this participant's answers, comment and recruiter ids; that there was a session stays. Committed.
+    """Delete this participant's answers, comment and recruiter ids; that there was a session stays.
 
-    False: that was done before. The caller has the database scrubbed after it.
+    False: that was done before. The caller commits, and has the database scrubbed after it.
     """
     here = view(session, token, lock=True)
     if here.state == "withdrawn":
@@ -43,7 +43,6 @@ def withdraw(session: Session, token: str, now: datetime) -> bool:
     here.participant.finished_at = None
     here.participant.completion_code = None
     audit.record(session, audit.Event.WITHDRAWN, study=here.study.slug, now=now)
-    session.commit()
     return True
 
 
