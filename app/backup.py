@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -83,7 +84,8 @@ def write(database: Database, file: Path, replace: bool = False, on_record: bool
     """
     if file.exists() and not replace:
         raise BackupError(f"{file} is there already (--force replaces it)")
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    # With the same ending, so that whatever deletes old backups takes what a kill has left of one, too.
+    partial = file.with_name(f".{secrets.token_hex(4)}.{file.name}")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
@@ -116,7 +118,7 @@ def _write(connection: Connection, target: IO[bytes]) -> dict[str, Any]:
         "database": connection.dialect.name,
         "tables": {},
     }
-    tables = tables_of(connection)
+    tables = tables_of(connection, _ours(connection, revision))
     total = sum(connection.scalar(select(sa.func.count()).select_from(table)) or 0 for table in tables)
     with (
         zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -141,10 +143,23 @@ def member(table: str) -> str:
     return f"tables/{table}.jsonl"
 
 
-def tables_of(connection: Connection) -> list[Table]:
-    """The tables that are backed up, as they are in the database, each after those that it refers to."""
+def _ours(connection: Connection, revision: str) -> set[str]:
+    """The names of this program's tables; others' are left out, and said: no restore would know them."""
+    if revision not in schema.known():
+        raise BackupError(
+            f"the database's schema is revision {revision}, which this version of the program does not know: use "
+            "the version that serves it"
+        )
+    there, made = set(sa.inspect(connection).get_table_names()), schema.tables_made_by(revision)
+    if others := sorted(there - made):
+        print(f"left out, as this program did not make them: {', '.join(others)}", file=sys.stderr)
+    return there & made
+
+
+def tables_of(connection: Connection, names: Iterable[str]) -> list[Table]:
+    """Those of these tables that are backed up, as they are in the database, each after those it refers to."""
     found = MetaData()
-    found.reflect(connection)
+    found.reflect(connection, only=list(names))
     return [table for table in found.sorted_tables if table.name not in LEFT_OUT]
 
 

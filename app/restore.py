@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import sqlalchemy as sa
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Table
 from sqlalchemy.orm import Session
 from tqdm import tqdm
@@ -93,9 +92,7 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
         raise BackupError("this is no backup: its manifest cannot be read") from None
     if kind != FORMAT:
         raise BackupError(f"the backup is of the format {str(kind)[:50]!r}; this version reads {FORMAT!r}")
-    if revision not in {
-        known.revision for known in ScriptDirectory.from_config(schema.migrations()).walk_revisions()
-    }:
+    if revision not in schema.known():
         raise BackupError(
             f"the backup is of schema {str(revision)[:50]!r}, which this version does not know: use the version "
             f"that made it ({str(manifest.get('program'))[:50]}) or a newer one"
@@ -111,7 +108,7 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _fill(connection: Connection, archive: zipfile.ZipFile, described: dict[str, Any]) -> None:
-    tables = tables_of(connection)
+    tables = tables_of(connection, sa.inspect(connection).get_table_names())
     if {table.name: [column.name for column in table.columns] for table in tables} != {
         name: table["columns"] for name, table in described.items()
     }:

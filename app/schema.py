@@ -27,6 +27,18 @@ def migrations() -> Config:
     return config
 
 
+def known() -> set[str]:
+    """The schema revisions that this version of the program knows."""
+    return {script.revision for script in ScriptDirectory.from_config(migrations()).walk_revisions()}
+
+
+def tables_made_by(revision: str) -> set[str]:
+    """The names of the tables that the migrations up to a known revision make, Alembic's own among them."""
+    with create_engine("sqlite://", poolclass=NullPool).begin() as scratch:
+        upgrade(scratch, revision)
+        return set(inspect(scratch).get_table_names())
+
+
 def upgrade(connection: Connection, revision: str = "head") -> None:
     """Run the migrations that are missing, in the caller's transaction; of several processes one does, others wait.
 
@@ -79,9 +91,8 @@ def _refuse_others(connection: Connection, config: Config) -> None:
     tables = {*found.get_table_names(), *found.get_view_names()} - {"alembic_version"}
     revisions = set(MigrationContext.configure(connection).get_current_heads())
     scripts = ScriptDirectory.from_config(config)
-    known = {script.revision for script in scripts.walk_revisions()}
     ours = {"participants", "trials", "responses"} <= tables
-    if len(revisions) == 1 and revisions <= known and ours:
+    if len(revisions) == 1 and revisions <= known() and ours:
         return
     if not tables and not revisions:
         return

@@ -7,6 +7,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -445,3 +446,54 @@ def test_a_backup_that_cannot_be_written_is_not_on_record(
     assert recorded() == 0
     assert main(["backup", str(tmp_path / "a.zip")]) == 0
     assert recorded() == 1
+
+
+@pytest.mark.parametrize("target", kinds.KINDS)
+def test_tables_of_others_are_left_out_and_said(
+    db: Database,
+    settings: Settings,
+    played: Player,
+    empties: dict[kinds.Kind, Database],
+    target: kinds.Kind,
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    before = rows_of(settings.database_url)
+    with connected(settings.database_url) as connection:
+        for table in ("notes", "lookalike"):
+            connection.execute(sa.text(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY, participant INTEGER)"))
+        connection.commit()
+    backup.write(db, tmp_path / "a.zip")
+    assert capsys.readouterr().err == "left out, as this program did not make them: lookalike, notes\n"
+    restore.restore(empties[target], tmp_path / "a.zip")
+    after = rows_of(url_of(empties[target]))
+    assert after["responses"] == before["responses"]
+    assert "notes" not in after
+
+
+@pytest.mark.only("sqlite")
+def test_a_database_of_a_later_version_is_left_to_that(db: Database, prepared: str, tmp_path: Path) -> None:
+    with db.write() as session:
+        session.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        session.commit()
+    with pytest.raises(BackupError, match="9999, which this version of the program does not know"):
+        backup.write(db, tmp_path / "a.zip")
+    assert not list(tmp_path.glob("*a.zip"))
+
+
+@pytest.mark.only("sqlite")
+def test_what_a_kill_leaves_of_a_backup_is_deleted_with_old_backups(
+    db: Database, played: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "backups", []
+    folder.mkdir()
+    honest = backup.lines
+
+    def looked(*given: Any) -> Iterator[bytes]:
+        seen.append([path.name for path in folder.iterdir()])
+        return honest(*given)
+
+    monkeypatch.setattr(backup, "lines", looked)
+    backup.write(db, folder / "a.zip")
+    assert all(fnmatch(name, "*.zip") and name != "a.zip" for names in seen for name in names)
+    assert len(seen[0]) == 1
