@@ -23,6 +23,9 @@ BUSY_TIMEOUT_S = 5.0
 CONNECT_S = 5
 STATEMENT_S = 30.0
 IDLE_S = 60.0
+# Connections of one process, which has two more for its probes (app/probe.py). PostgreSQL takes 100 by default, three
+# of them for its administrator: four processes leave room for commands. Answers share one, pages hold one briefly.
+CONNECTIONS = 15
 SCRUB_AGAIN_S = 1.0
 # How long a process that starts waits for another one that migrates the same SQLite file, or stores its packs.
 PREPARING_S = 600.0
@@ -215,8 +218,8 @@ def _postgresql(url: URL) -> Engine:
                 "tcp_user_timeout": 1000 * CONNECT_S,
             },
             pool_pre_ping=True,  # the server may have been restarted since
-            pool_size=20,
-            max_overflow=20,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
             pool_timeout=BUSY_TIMEOUT_S,
             hide_parameters=True,
         )

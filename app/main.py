@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.creation_limit = AddressLimit()
     app.state.guess_limit = AddressLimit(*GUESSES)
     app.state.link_limit = AddressLimit()
-    app.state.tries = Tries()
+    app.state.tries = Tries(settings.workers)
     app.state.templates = Jinja2Templates(ROOT / "templates")
     app.state.templates.env.undefined = (
         StrictUndefined  # a misspelled name fails a test instead of showing nothing

@@ -2,8 +2,9 @@
 
 import math
 import threading
+import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
@@ -22,12 +23,15 @@ LEAST = 12  # characters
 LEAST_LETTERS = 5  # different ones
 LONGEST = 500  # characters; none is longer, and it is not asked to hash megabytes
 
-# From one address: ten tries at once, then one each half minute.
+# From one address at one server: ten tries at once, then one each half minute. Each process counts for itself and
+# gives its share: of the tries at once as many as come to AT_ONCE together, but one at least.
 TRIES = 10
 TRIES_PER_S = 1 / 30
+AT_ONCE = 64
 # Of all addresses and server processes together: after so many refusals within an hour a second's wait, after each
 # further one twice as long, up to a minute. Some 5,000 tries a day are left, of which none finds twelve characters.
-# More in an hour than one address gets by its own tries: one visitor alone never makes the researcher wait.
+# More in an hour than one address gets by its own tries at one server, however many processes that has (app/cli.py,
+# MOST_WORKERS): one visitor alone never makes the researcher wait.
 FREE_REFUSALS = 200
 COUNTED_FOR = timedelta(hours=1)
 LONGEST_WAIT_S = 60
@@ -103,10 +107,13 @@ def wait(session: Session, refused: Event, now: datetime) -> int:
 
 
 class Tries:
-    """How fast this process lets anybody try to sign in."""
+    """How fast this process, one of a server's `workers`, lets anybody try to sign in."""
 
-    def __init__(self) -> None:
-        self.addresses = AddressLimit(TRIES, TRIES_PER_S)
+    def __init__(self, workers: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        share = max(1, min(TRIES, AT_ONCE // workers)), TRIES_PER_S / workers
+        self.passwords = AddressLimit(*share, clock=clock)
+        # Of their own: another website's images can open links that lead nowhere in the researcher's browser.
+        self.links = AddressLimit(*share, clock=clock)
         self._line = threading.BoundedSemaphore(IN_LINE)
         self._one = threading.Lock()
 

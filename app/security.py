@@ -117,11 +117,12 @@ def _set_headers(headers: MutableHeaders, https: bool) -> None:
 class AddressLimit:
     """How often one address may do something: a token bucket for each, in the memory of this process alone.
 
-    Sessions that it begins, withdrawal codes that it types, links that lead nowhere. Requests as such are not
-    counted: a class of 200 behind one address makes hundreds a second, and is right to.
+    Sessions that it begins, withdrawal codes that it types, links that lead nowhere, tries to sign in. Requests as
+    such are not counted: a class of 200 behind one address makes hundreds a second, and is right to.
 
     Addresses are neither stored nor logged; one is forgotten as soon as its bucket is full again. Every server
-    process counts for itself, so that n processes let through up to n times as many.
+    process counts for itself, so that n processes let through up to n times as many; app/password.py divides its
+    limits among them.
 
     Thread-safe. `clock` gives seconds that never go backwards.
     """

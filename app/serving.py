@@ -110,7 +110,7 @@ def _counting_together(workers: int) -> Iterator[None]:
 
 
 def serve(args: argparse.Namespace) -> int:
-    config = replace(settings.load(), host=args.host)
+    config = replace(settings.load(), host=args.host, workers=args.workers)
     log_config = logs.configure(config.log_format)
     with _listen(args.host, args.port) as listener, _counting_together(args.workers):
         slugs = prepare(config)

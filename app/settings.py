@@ -34,6 +34,7 @@ class Settings:
     stimuli: Path = ROOT / "stimuli"
     results: Path = ROOT / "docs" / "results"  # of `python -m ml.evaluate`
     host: str = "127.0.0.1"  # the address that the server listens on
+    workers: int = 1  # the processes of that server
     public_url: str | None = None  # where participants reach it: https://study.example.org
     allow_http: bool = False  # consent to plain http outside this machine
     secret_given: bool = True  # by SECRET_KEY; else it is this machine's own

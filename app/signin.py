@@ -17,7 +17,6 @@ from app.web import Db, now, render
 
 router = APIRouter(default_response_class=HTMLResponse, include_in_schema=False)
 
-BY_LINK = "On the machine of the server, `python -m app signin-link` prints a link that signs in once."
 LATER = "Too many sign-ins were tried; please try again in {} seconds."
 
 
@@ -62,7 +61,7 @@ def sign_in_by_password(
     if from_elsewhere(request):
         return page(request, 403, "This was not sent from this page; please sign in here.")
     tries: Tries = request.app.state.tries
-    if seconds := tries.addresses.take(client_address(request)):
+    if seconds := tries.passwords.take(client_address(request)):
         return _later(request, seconds)
     with tries.turn() as my_turn:
         if not my_turn:
@@ -149,7 +148,7 @@ def _let_in(
 def _refused_link(request: Request, db: Db, why: str) -> Response:
     """On record, but not without bound: who tries on and on is only told to wait."""
     tries: Tries = request.app.state.tries
-    if seconds := tries.addresses.take(client_address(request)):
+    if seconds := tries.links.take(client_address(request)):
         return _later(request, seconds)
     with db.write() as session:
         seconds = password.wait(session, Event.LINK_REFUSED, now())

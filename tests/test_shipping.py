@@ -22,6 +22,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from app.db import CONNECTIONS
 from app.settings import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -153,6 +154,11 @@ def test_compose_names_only_what_there_is() -> None:
     (config,) = PROXY["configs"]
     proxied = re.findall(r"reverse_proxy (\S+)", COMPOSE["configs"][config["source"]]["content"])
     assert proxied == [f"web:{environment_of_the_image()['PORT']}"]
+
+
+def test_the_database_of_compose_takes_as_many_connections_as_a_process_for_each_core_holds() -> None:
+    (most,) = re.findall(r"max_connections=(\d+)", " ".join(DB["command"]))
+    assert int(most) >= 16 * (CONNECTIONS + 2) + 20
 
 
 def test_compose_sets_only_settings_that_the_documentation_explains() -> None:

@@ -6,13 +6,14 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as TookTooLong
 
 from app import db as databases
 from app.db import Database
@@ -57,6 +58,24 @@ def test_on_postgresql_no_wait_is_without_end(database_url: str) -> None:
     with usual.read() as session:
         assert session.scalar(text("SHOW lock_timeout")) == f"{databases.BUSY_TIMEOUT_S:.0f}s"
     usual.close()
+
+
+@pytest.mark.only("postgresql")
+def test_four_processes_fit_into_a_postgresql_as_it_comes(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred connections, of which three are its administrator's; each process has two more, for probes."""
+    monkeypatch.setattr(databases, "BUSY_TIMEOUT_S", 0.1)
+    database = Database(database_url)
+    held: list[Connection] = []
+    with suppress(TookTooLong):
+        while len(held) < 100:
+            held.append(database.engine.connect())
+    assert len(held) >= 10
+    assert 4 * (len(held) + 2) <= 80
+    for connection in held:
+        connection.close()
+    database.close()
 
 
 def test_writers_come_in_the_order_in_which_they_asked(database: Database) -> None:
