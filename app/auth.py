@@ -29,6 +29,7 @@ LINK_COOKIE = "signin-link"  # between opening a link and confirming it
 IDLE = timedelta(hours=12)
 LONGEST = timedelta(days=14)
 LINK_FOR = timedelta(minutes=15)
+REFRESH = "x-refresh"  # static/live.js sends it: a dashboard that refreshes itself is nobody's presence
 SEEN_EVERY = timedelta(minutes=10)  # how often it is written down that somebody is still there
 
 
@@ -113,8 +114,10 @@ def use_link(session: Session, secret: str, token: str, now: datetime) -> bool:
 
 def end_everything(session: Session) -> None:
     """End all sessions and links; the caller commits. After a change of password."""
-    session.execute(delete(ResearcherSession))
+    # Links first: on PostgreSQL that waits for a sign-in by link that is under way, whose session the second
+    # statement sees then; one that comes later waits for this transaction, and finds no link.
     session.execute(delete(SigninLink))
+    session.execute(delete(ResearcherSession))
 
 
 def signed_in(request: Request) -> SignedIn | None:
@@ -129,9 +132,7 @@ def signed_in(request: Request) -> SignedIn | None:
         found = session.get(ResearcherSession, token_hash)
     if found is None or found.began_at <= at - LONGEST or found.last_seen_at <= at - IDLE:
         return None
-    # A dashboard that refreshes itself is nobody's presence: its script's requests do not count.
-    present = request.headers.get("sec-fetch-mode") in (None, "navigate")
-    if present and found.last_seen_at <= at - SEEN_EVERY:
+    if REFRESH not in request.headers and found.last_seen_at <= at - SEEN_EVERY:
         with suppress(OperationalError), request.app.state.database.write() as session:  # again next time
             session.execute(
                 update(ResearcherSession)

@@ -21,7 +21,8 @@ MOST_FILES = 0  # a part with a file name is refused before anything is made of 
 UNREADABLE = N_("The request could not be read.")
 TOO_LARGE = N_("That is more than this server takes at once.")
 
-# A load balancer asks an address, not a name, and reads nothing from the reply.
+# Programs ask for these by names of their own, such as web:8000 among containers. The first two tell nothing; who
+# reads the third has a token, or comes by one of our names after all (app/metrics.py).
 FOR_ANY_HOST = frozenset({"/healthz", "/readyz", "/metrics"})
 
 

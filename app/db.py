@@ -23,8 +23,8 @@ BUSY_TIMEOUT_S = 5.0
 CONNECT_S = 5
 STATEMENT_S = 30.0
 IDLE_S = 60.0
-# Connections of one process, which has two more for its probes (app/probe.py). PostgreSQL takes 100 by default, three
-# of them for its administrator: four processes leave room for commands. Answers share one, pages hold one briefly.
+# Connections of one process, which has two more for its probes (app/probe.py). PostgreSQL takes 100 by default, of
+# which three are its administrator's: four processes leave room for commands. All answers share one of them.
 CONNECTIONS = 15
 SCRUB_AGAIN_S = 1.0
 # How long a process that starts waits for another one that migrates the same SQLite file, or stores its packs.

@@ -114,13 +114,15 @@ def _known(session: Session, request: Request, beginning: Beginning, another: bo
     """Who is coming back: the recruiter's id decides; without one, the session that this browser began."""
     if (found := enrollment.returning(session, beginning)) is not None:
         return found
-    if beginning.person is not None or another:
+    token = request.cookies.get(SESSION_COOKIE, "")
+    # A cookie can hold a NUL, quoted, which PostgreSQL does not take as text.
+    if beginning.person is not None or another or "\x00" in token:
         return None
     return session.scalar(
         select(Participant)
         .join(Study)
         .where(
-            Participant.token == request.cookies.get(SESSION_COOKIE, ""),
+            Participant.token == token,
             Participant.withdrawn_at.is_(None),
             Study.slug == beginning.slug,
         )

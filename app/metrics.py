@@ -28,6 +28,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine, case, func, select
 
 from app import logs
+from app.bounds import is_ours
 from app.exposures import ABANDONED_AFTER
 from app.i18n import N_
 from app.models import Judgment, Participant, Study
@@ -98,7 +99,7 @@ class _Given(Collector):
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """For whoever has METRICS_TOKEN; where there is none, for this machine alone."""
+    """For whoever has METRICS_TOKEN; where there is none, for this machine alone, by a name of its own."""
     if not _allowed(request):
         raise Refusal(404, N_("There is nothing at this address."))
     registry = CollectorRegistry()
@@ -115,7 +116,10 @@ def _allowed(request: Request) -> bool:
     # What a proxy passes on comes from this machine too; it says so.
     if any(name.startswith("x-forwarded") or name in PASSED_ON for name in request.headers):
         return False
-    return request.client is not None and is_loopback(request.client.host)
+    # So may another website by a name of its own that leads here, in a browser on this machine (DNS rebinding).
+    names = request.app.state.settings.allowed_hosts or frozenset({"localhost"})
+    ours = is_ours(request.headers.get("host", "").encode("latin-1"), names)
+    return ours and request.client is not None and is_loopback(request.client.host)
 
 
 def _about() -> Metric:

@@ -14,6 +14,7 @@ from types import FrameType
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import logs
 from app.settings import SettingsError
 
 # Before another process is started for one that ended before it served anybody, as that may go on for a while.
@@ -118,7 +119,9 @@ def _work(serve: Callable[[Callable[[], None]], object], say: connection.Connect
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, SQLAlchemyError) as error:
-        say.send((os.getpid(), str(error)[:1000]))  # short, so that it goes through the pipe at one go
+        # A database's error quotes its statement. Short, so that it goes through the pipe at one go.
+        fault = logs.reason(error) if isinstance(error, SQLAlchemyError) else str(error)
+        say.send((os.getpid(), fault[:1000]))
         sys.exit(2)
 
 

@@ -20,7 +20,8 @@ async function refresh() {
 // The page anew, or null where the server is away.
 async function fetched() {
   try {
-    const reply = await fetch(location.href, { headers: { Accept: "text/html" } });
+    // X-Refresh: it is no sign that somebody is here, who else would stay signed in for ever (app/auth.py).
+    const reply = await fetch(location.href, { headers: { Accept: "text/html", "X-Refresh": "yes" } });
     if (reply.status === 401) location.reload(); // signed out meanwhile: the way in is shown, and no results
     return reply.ok ? new DOMParser().parseFromString(await reply.text(), "text/html") : null;
   } catch {

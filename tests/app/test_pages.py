@@ -12,13 +12,14 @@ from fastapi.testclient import TestClient
 from httpx2 import Response as Reply
 from sqlalchemy import func, select
 
-from app import participation
+from app import auth, participation
 from app.db import Database
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response
 from app.recruiters import RECRUITER_KEYS
 from app.serving import prepare
 from app.settings import Settings
+from app.web import SESSION_COOKIE
 from tests.app.conftest import Player, begin, installation
 from tests.app.small import SMALL_STUDY
 from tests.packs import make_pack
@@ -119,6 +120,18 @@ def test_recruiter_ids_are_kept_from_the_link_to_the_database(client: TestClient
     with db.read() as session:
         stored = session.execute(select(RecruiterId.name, RecruiterId.value)).all()
     assert dict(stored) == sent
+
+
+def test_a_cookie_that_no_server_set_is_none(client: TestClient) -> None:
+    for cookie in ('"\\000"', '"a\\000b\\377"', "\x7f", '"'):
+        headers = {
+            "Cookie": f"{SESSION_COOKIE}={cookie}; {auth.COOKIE}={cookie}; {auth.LINK_COOKIE}={cookie}"
+        }
+        for address, status in (("/", 200), ("/study/test", 200), ("/results", 401), ("/signin/link", 401)):
+            assert client.get(address, headers=headers).status_code == status, (address, cookie)
+        begun = client.post("/study/test", data={"consent": "yes"}, headers=headers, follow_redirects=False)
+        assert begun.status_code == 303
+        assert client.post("/signin/link", headers=headers).status_code in (401, 429)
 
 
 def kept(fields: Fields) -> dict[str, str]:

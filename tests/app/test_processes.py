@@ -198,12 +198,16 @@ def test_workers_end_when_their_supervisor_is_killed(settings: Settings, log: Pa
 
 
 SUPERVISED = """
-import os, sys, time
+import os, sqlite3, sys, time
+from sqlalchemy.exc import OperationalError
 from app import cli, serving, workers
 from app.settings import ROOT, SettingsError
 
 def broken(listening):
     raise SettingsError("the templates\\nare gone")
+
+def away(listening):
+    raise OperationalError("SELECT secret", {"token": "secret"}, sqlite3.OperationalError("disk I/O error"))
 
 def crashing(listening):
     os._exit(7)
@@ -217,7 +221,12 @@ sys.exit(cli.main(["serve"]))
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "said"), [("broken", 2, "error: the templates are gone\n"), ("crashing", 7, "")]
+    ("fault", "status", "said"),
+    [
+        ("broken", 2, "error: the templates are gone\n"),
+        ("away", 2, "error: OperationalError: disk I/O error\n"),
+        ("crashing", 7, ""),
+    ],
 )
 def test_workers_that_cannot_start_end_the_command(fault: str, status: int, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", SUPERVISED, fault], cwd=ROOT, capture_output=True, text=True)

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, func, select, text
 
-from app import password
+from app import auth, password
 from app.db import Database
 from app.main import create_app
 from app.models import Comment, Judgment, Participant, ResearcherSession, Response, Trial, Unmasking
@@ -285,28 +285,48 @@ def test_an_unmasking_is_on_record_once(race: Race, db: Database) -> None:
     assert count(db, Unmasking) == 1
 
 
+def changed(race: Race, to: str) -> Call:
+    """The password, by the command."""
+
+    def change(client: httpx2.Client) -> httpx2.Response:
+        other = Database(race.url)
+        with other.write() as session:
+            password.change(session, to, datetime.now(UTC))
+            session.commit()
+        other.close()
+        return httpx2.Response(200)
+
+    return change
+
+
 def test_a_sign_in_by_a_password_that_is_changed_does_not_last(race: Race, db: Database) -> None:
-    def change(to: str) -> Callable[[httpx2.Client], httpx2.Response]:
-        def changed(client: httpx2.Client) -> httpx2.Response:
-            other = Database(race.url)
-            with other.write() as session:
-                password.change(session, to, datetime.now(UTC))
-                session.commit()
-            other.close()
-            return httpx2.Response(200)
-
-        return changed
-
-    change("the first of two passwords")(race.one)
+    changed(race, "the first of two passwords")(race.one)
 
     def sign_in(client: httpx2.Client) -> httpx2.Response:
         form = {"password": "the first of two passwords"}
         return client.post("/signin", data=form, follow_redirects=False)
 
-    one, _ = race.run(sign_in, change("the second of two passwords"))
+    one, _ = race.run(sign_in, changed(race, "the second of two passwords"))
     assert one.status_code == 303
     assert count(db, ResearcherSession) == 0, "a change of the password ends every session"
     assert race.one.get("/results").status_code != 200
+
+
+def test_a_sign_in_by_a_link_made_before_the_password_was_changed_does_not_last(
+    race: Race, db: Database, settings: Settings
+) -> None:
+    for stop_at, status in (("COMMIT", 303), ("UPDATE signin_links", 401)):
+        with db.write() as session:
+            link = auth.new_link(session, settings.secret, datetime.now(UTC))
+            session.commit()
+
+        def sign_in(client: httpx2.Client, link: str = link) -> httpx2.Response:
+            cookie = {"Cookie": f"{auth.LINK_COOKIE}={link}"}
+            return client.post("/signin/link", headers=cookie, follow_redirects=False)
+
+        one, _ = race.run(sign_in, changed(race, "another of many passwords"), stop_at)
+        assert one.status_code == status
+        assert count(db, ResearcherSession) == 0
 
 
 # What reads

@@ -254,12 +254,16 @@ def test_metrics_are_for_this_machine_or_who_has_the_token(client: TestClient, l
     assert client.get("/metrics").status_code == 404, "somebody else's address"
     for name in ("X-Forwarded-For", "Forwarded", "X-Real-IP", "X-Forwarded-Proto", "Via"):
         assert local.get("/metrics", headers={name: "x"}).status_code == 404, "through a proxy here"
+    for host in ("evil.example", "evil.example:8000", ""):
+        refused = local.get("/metrics", headers={"Host": host})
+        assert refused.status_code == 404, "another website's name for this machine"
     token = "a long token for metrics"
     client.app.state.settings = replace(client.app.state.settings, metrics_token=token)  # type: ignore[attr-defined]
     assert local.get("/metrics").status_code == 404, "once there is a token, it is asked for"
     for wrong in ("", "Bearer ", f"Bearer {token}x", token, f"Basic {token}"):
         assert client.get("/metrics", headers={"Authorization": wrong}).status_code == 404
-    got = client.get("/metrics", headers={"Authorization": f"Bearer {token}", "X-Forwarded-For": "x"})
+    scraper = {"Authorization": f"Bearer {token}", "X-Forwarded-For": "x", "Host": "web:8000"}
+    got = client.get("/metrics", headers=scraper)
     assert got.status_code == 200
     assert got.headers["cache-control"] == "no-store"
     assert got.headers["content-type"].startswith("text/plain")
