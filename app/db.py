@@ -120,16 +120,13 @@ class Database:
             if self._scrub_later is not None:
                 self._scrub_later.cancel()
                 self._scrub_later = None
-            if not self._closed and not self._emptied_log():
+            if not self._closed and not self.emptied_log():
                 self._scrub_later = threading.Timer(SCRUB_AGAIN_S, self.scrub)
                 self._scrub_later.daemon = True
                 self._scrub_later.start()
 
-    def scrubbed(self) -> bool:
-        """Try that once, now; whether it is done."""
-        return self._emptied_log()
-
-    def _emptied_log(self) -> bool:
+    def emptied_log(self) -> bool:
+        """Empty SQLite's write-ahead log now, if nobody reads or writes; whether it is empty. There is no other."""
         if self.engine.dialect.name != "sqlite":
             return True
         with suppress(sqlite3.OperationalError):  # locked, or the disk is full
@@ -145,7 +142,7 @@ class Database:
         self.scrub()
         self.engine.dispose()
         if to_scrub:  # the connections just closed may have been what it waited for
-            self._emptied_log()
+            self.emptied_log()
 
 
 class _Queue:

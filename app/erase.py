@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app import audit, settings
 from app.db import Database
-from app.enrollment import drawn
+from app.enrollment import drawn, queue
 from app.models import Base, Comment, Participant, RecruiterId, Study
 from app.withdrawal import PERSONAL, about, stored_about, withdraw
 
@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _days(given: str) -> int:
     if not given.isascii() or not given.isdigit() or len(given) > 5:
         raise argparse.ArgumentTypeError(f"{given!r} is not a number of days")
+    if not int(given):
+        raise argparse.ArgumentTypeError("1 day is the least: whoever was here today may be taking part")
     return int(given)
 
 
@@ -93,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
 def _old(session: Session, args: argparse.Namespace, before: datetime) -> dict[str, int]:
     """Delete what identifies people in sessions that nobody has been at since `before`; the caller commits."""
     people = select(Participant.id).where(Participant.last_seen_at < before, *_of(args.study))
+    if args.yes:
+        _hold(session, people)
     counts: dict[str, int] = {}
     if args.recruiter_ids or args.anonymize:
         which = RecruiterId.participant_id.in_(people)
@@ -133,11 +137,15 @@ def _participant(
 
 def _study(session: Session, slug: str, really: bool) -> dict[str, int]:
     """Delete every participant of a study that is over; its definition and what was seen of it stay."""
+    if really:
+        queue(session, slug)  # nobody begins, nor is the study opened again, until this is over
     if session.scalar(select(Study.id).where(Study.slug == slug, Study.open)) is not None:
         raise ValueError(
             f"the study {slug!r} is open: take its file out of the studies and start the server anew"
         )
     people = select(Participant.id).where(*_of(slug))
+    if really:
+        _hold(session, people)
     counts = {
         NAMES.get(table.__tablename__, table.__tablename__): _delete(
             session, table, about(table, people), really
@@ -145,6 +153,14 @@ def _study(session: Session, slug: str, really: bool) -> dict[str, int]:
         for table in PERSONAL
     }
     return counts | {"participants": _delete(session, Participant, Participant.id.in_(people), really)}
+
+
+def _hold(session: Session, people: Select[int]) -> None:
+    """Wait for these participants' answers that are under way, and keep others out until the transaction ends.
+
+    On PostgreSQL; SQLite has one writer at a time. Who is no longer as `people` asks by then is left out.
+    """
+    session.execute(people.order_by(Participant.id).with_for_update()).all()
 
 
 def _of(slug: str | None) -> list[ColumnElement[bool]]:
@@ -168,7 +184,7 @@ def scrub(database: Database) -> None:
     """What was deleted is in no file of the database any more; else it is said what is left to do."""
     if database.engine.dialect.name == "sqlite":
         until = time.monotonic() + SCRUB_WITHIN_S
-        while not database.scrubbed():
+        while not database.emptied_log():
             if time.monotonic() > until:
                 print(
                     "what was deleted is still in the database's log, which others are reading; it goes with the "
@@ -179,6 +195,9 @@ def scrub(database: Database) -> None:
             time.sleep(0.2)
         return
     with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(
+            text("SET statement_timeout = 0")
+        )  # a large table takes longer than a participant waits
         for table in (Participant, *PERSONAL):
             name = table.__tablename__
             try:

@@ -7,9 +7,11 @@ from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import text
+from sqlalchemy import event, text
 
+from app import erase
 from app.cli import main
+from app.db import Database
 from app.main import create_app
 from app.models import Base
 from app.settings import Settings
@@ -172,6 +174,7 @@ def test_a_study_that_is_over_is_deleted_whole(people: People, capsys: Capture) 
         ["--participant", "P-X", "--comments", "--older-than", "3"],
         ["--comments", "--older-than", "-1"],
         ["--comments", "--older-than", "soon"],
+        ["--anonymize", "--older-than", "0"],
     ],
     ids=lambda options: " ".join(options) or "nothing",
 )
@@ -190,6 +193,24 @@ def test_what_makes_no_sense_is_refused(
         status = int(stopped.code or 0)
     assert status == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.only("postgresql")
+def test_tables_are_written_anew_however_long_it_takes(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+
+    def look(connection: Any, cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("VACUUM"):
+            with connection.connection.cursor() as own:
+                limits.extend(own.execute("SHOW statement_timeout").fetchone())
+
+    database = Database(people.settings.database_url)
+    event.listen(database.engine, "before_cursor_execute", look)
+    erase.scrub(database)
+    database.close()
+    assert limits == ["0"] * (1 + len(PERSONAL))
 
 
 def test_no_table_that_refers_to_people_is_forgotten() -> None:

@@ -21,9 +21,21 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, func, select, text
 
 from app import auth, password
+from app.audit import Event
+from app.cli import main
 from app.db import Database
 from app.main import create_app
-from app.models import Comment, Judgment, Participant, ResearcherSession, Response, Trial, Unmasking
+from app.models import (
+    AuditEntry,
+    Comment,
+    Judgment,
+    Participant,
+    RecruiterId,
+    ResearcherSession,
+    Response,
+    Trial,
+    Unmasking,
+)
 from app.serving import prepare
 from app.settings import Settings
 from tests.app.conftest import Player, begin, sign_in
@@ -268,6 +280,49 @@ def test_a_session_that_ends_can_be_withdrawn_and_one_that_is_withdrawn_cannot_e
         rows = session.execute(select(Participant.completion_code, Participant.finished_at)).all()
     assert rows == [(None, None)] * 2
     assert (count(db, Response), count(db, Judgment), count(db, Trial)) == (0, 0, 0)
+
+
+# Erasing, by command
+
+
+@pytest.fixture
+def old(race: Race, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Player:
+    """Somebody who was last seen long ago."""
+    monkeypatch.setenv("DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("SECRET_KEY", settings.secret)
+    player = begin(race.one, PROLIFIC_PID="abc")
+    player.answer(most=3)
+    execute(race, "UPDATE participants SET last_seen_at = '2020-01-01'")
+    return player
+
+
+def execute(race: Race, statement: str) -> None:
+    with connected(race.url) as connection:
+        connection.execute(text(statement))
+        connection.commit()
+
+
+def erased(*options: str) -> Call:
+    return lambda _client: httpx2.Response(200 if main(["erase", *options, "--yes"]) == 0 else 500)
+
+
+def test_who_comes_back_while_the_old_are_anonymized_keeps_their_link(
+    race: Race, db: Database, old: Player
+) -> None:
+    one, two = race.run(label(old, 4), erased("--anonymize", "--older-than", "30"))
+    assert (one.status_code, two.status_code) == (200, 200)
+    assert old.session()["next_position"] == 5
+    assert count(db, RecruiterId) == 1
+
+
+def test_an_answer_under_way_is_deleted_with_its_study(race: Race, db: Database, old: Player) -> None:
+    execute(race, "UPDATE studies SET open = false")
+    one, two = race.run(label(old, 4), erased("--all", "--study", "test"))
+    assert (one.status_code, two.status_code) == (200, 200)
+    assert (count(db, Participant), count(db, Trial), count(db, Response)) == (0, 0, 0)
+    with db.read() as session:
+        detail = select(AuditEntry.detail).where(AuditEntry.event == str(Event.ERASED))
+        assert session.scalars(detail).one()["labels"] == 4, "counted with it"
 
 
 # The researcher
