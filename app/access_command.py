@@ -4,14 +4,12 @@ import argparse
 import getpass
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from app import audit, auth, password, settings
 from app.audit import Event
-from app.db import Database
-from app.settings import Settings
+from app.db import migrated
 
 
 def add_password_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,19 +41,8 @@ def _instant(text: str) -> datetime:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
-@contextmanager
-def _database() -> Iterator[tuple[Settings, Database]]:
-    config = settings.load()
-    database = Database(config.database_url)
-    try:
-        database.migrate()
-        yield config, database
-    finally:
-        database.close()
-
-
 def set_password(args: argparse.Namespace) -> int:
-    with _database() as (_, database):
+    with migrated(settings.load().database_url) as database:
         typed = _from_stdin() if args.stdin else _typed_twice()
         with database.write() as session:
             password.change(session, typed, datetime.now(UTC))
@@ -81,7 +68,8 @@ def _typed_twice() -> str:
 
 
 def signin_link(args: argparse.Namespace) -> int:
-    with _database() as (config, database), database.write() as session:
+    config = settings.load()
+    with migrated(config.database_url) as database, database.write() as session:
         now = datetime.now(UTC)
         token = auth.new_link(session, config.secret, now)
         audit.record(session, Event.LINK_MADE, now=now)
@@ -95,7 +83,7 @@ def signin_link(args: argparse.Namespace) -> int:
 
 def print_audit(args: argparse.Namespace) -> int:
     """Every entry, the earliest first, its parts separated by tabs."""
-    with _database() as (_, database), database.read() as session:
+    with migrated(settings.load().database_url) as database, database.read() as session:
         for entry in reversed(audit.entries(session, since=args.since)):
             at = entry.at.strftime("%Y-%m-%dT%H:%M:%SZ")
             print(at, entry.event, entry.study or "-", audit.in_words(entry) or "-", sep="\t")

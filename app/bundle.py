@@ -10,7 +10,7 @@ from typing import IO
 
 from sqlalchemy.orm import Session
 
-from app import codebook, tables
+from app import codebook, progress, tables
 from app.results import Results
 from app.results_json import results_json
 from app.settings import ROOT
@@ -85,7 +85,7 @@ def _files(
 ) -> Iterator[tuple[str, Iterable[str]]]:
     """Every file but the checksums, in order; one session reads all, so that they are of one instant."""
     study = found.study
-    excluded = frozenset(person.pseudonym for person in found.progress if person.excluded)
+    excluded = progress.excluded_pseudonyms(found.progress)
     data: dict[str, Iterable[str]] = {
         "responses": tables.responses_csv(session, study, found.data, excluded),
         "participants": tables.lines("participants", tables.participants(session, found)),

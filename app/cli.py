@@ -21,11 +21,9 @@ from app import (
     settings,
     simulate_command,
 )
-from app.definition import DefinitionError, Primary
-from app.settings import SettingsError
+from app.definition import Primary
 from app.simulate import SimulationError
 from ml import pack as pack_format
-from ml.pack import PackError
 
 MOST_WORKERS = (
     64  # more than this are a slip: each needs its own memory, and its share of the database's connections
@@ -37,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         status: int = args.run(args)
-    except (SettingsError, DefinitionError, PackError, SimulationError, ValueError) as error:
+    except (ValueError, SimulationError) as error:
         return _fail(str(error))
     except SQLAlchemyError as error:
         reason = str(getattr(error, "orig", None) or error).strip()

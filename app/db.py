@@ -145,6 +145,17 @@ class Database:
             self.emptied_log()
 
 
+@contextmanager
+def migrated(url: str) -> Iterator[Database]:
+    """The database at that URL, its schema brought up to date, closed at the block's end; for one command."""
+    database = Database(url)
+    try:
+        database.migrate()
+        yield database
+    finally:
+        database.close()
+
+
 class _Queue:
     """The writers of this process, one at a time, in the order in which they came.
 

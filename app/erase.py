@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app import audit, settings
-from app.db import Database
+from app.db import Database, migrated
 from app.enrollment import drawn, queue
 from app.models import Base, Comment, Participant, RecruiterId, Study
 from app.withdrawal import PERSONAL, about, stored_about, withdraw
@@ -63,9 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--older-than goes with --recruiter-ids, --comments and --anonymize only")
     if args.all and not args.study:
         raise ValueError("--all needs --study")
-    database = Database(settings.load().database_url)
-    try:
-        database.migrate()
+    with migrated(settings.load().database_url) as database:
         now = datetime.now(UTC)
         with database.write() as session:
             if args.study and session.scalar(select(Study.id).where(Study.slug == args.study)) is None:
@@ -87,8 +85,6 @@ def run(args: argparse.Namespace) -> int:
             print("nothing was changed; --yes does it")
         elif sum(counts.values()):
             scrub(database)
-    finally:
-        database.close()
     return 0
 
 

@@ -26,7 +26,7 @@ def responses_csv(selected: Selected, db: Db, memory: Mem) -> StreamingResponse:
         record_download(db, Event.EXPORTED, study, data, "responses.csv", now())
         with memory.lock:
             people = progress.monitor(session, study, definitions.of(study), data, memory)
-        file = _written(tables.responses_csv(session, study, data, people.excluded_pseudonyms))
+        file = _written(tables.responses_csv(session, study, data, progress.excluded_pseudonyms(people.rows)))
     name = f"{study.slug}-{study.version}-{data}.csv"
     return _download(file, "text/csv; charset=utf-8", name)
 

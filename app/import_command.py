@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from app import settings
-from app.db import Database
+from app.db import migrated
 from app.packs import import_pack
 from ml import pack as pack_format
 
@@ -20,13 +20,8 @@ def run(args: argparse.Namespace) -> int:
     """Import the pack: all of it, or nothing with one line that says why not (PackError)."""
     config = settings.load()
     pack = pack_format.read_untrusted(args.directory)
-    database = Database(config.database_url)
-    try:
-        database.migrate()
-        with database.preparing() as session:
-            _, imported = import_pack(session, pack, datetime.now(UTC))
-            session.commit()
-    finally:
-        database.close()
+    with migrated(config.database_url) as database, database.preparing() as session:
+        _, imported = import_pack(session, pack, datetime.now(UTC))
+        session.commit()
     print(f"{pack.name}: {len(pack.stimuli)} stimuli, {imported.value}")
     return 0

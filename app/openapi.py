@@ -11,9 +11,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from pydantic.json_schema import models_json_schema
 
+from app.participation import State
 from app.web import for_programs
-
-State = Literal["labelling", "judging", "commenting", "finished", "withdrawn"]
 
 
 class Refused(BaseModel):

@@ -1,7 +1,7 @@
 """Who is where in a study, and whom its rules exclude: what the results and the researcher's monitor stand on."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -108,10 +108,6 @@ class Monitor:
         return {number: self.seen[number] for _, number in sorted(ends)}
 
     @cached_property
-    def excluded_pseudonyms(self) -> frozenset[str]:
-        return frozenset(row.pseudonym for row in self.rows if row.excluded)
-
-    @cached_property
     def unfinished(self) -> list[Progress]:
         return [row for row in self.rows if row.state not in ("finished", "withdrawn")]
 
@@ -155,6 +151,11 @@ def summary(people: Monitor, now: datetime) -> Summary:
         dropouts={state: gone[state] for state in ("labelling", "judging", "commenting")},
         **people.still,
     )
+
+
+def excluded_pseudonyms(rows: Iterable[Progress]) -> frozenset[str]:
+    """Of those whose answers the study file's rules leave out."""
+    return frozenset(row.pseudonym for row in rows if row.excluded)
 
 
 def default_data(session: Session, study: Study) -> Data:

@@ -17,7 +17,7 @@ import uvicorn
 
 from app import auth, connections, logs, password, settings, workers
 from app import definition as definitions
-from app.db import Database
+from app.db import Database, migrated
 from app.definition import MissingPackError
 from app.packs import import_pack, read_folder
 from app.settings import Settings, SettingsError
@@ -37,23 +37,18 @@ def prepare(config: Settings, now: datetime | None = None) -> list[str]:
     slugs: list[str] = []
     missing: list[MissingPackError] = []
     packs, refused = read_folder(config.stimuli)  # before the database is locked, as it takes a while
-    database = Database(config.database_url)
-    try:
-        database.migrate()
-        with database.preparing() as session:
-            for pack in packs:
-                import_pack(session, pack, now)
-            for path in sorted(config.studies.glob("*.toml")):
-                try:
-                    slugs.append(definitions.freeze(session, path, now).slug)
-                except MissingPackError as error:
-                    missing.append(error)
-            if missing and not slugs:
-                raise refused[0] if refused else missing[0]
-            definitions.close_all_but(session, slugs)
-            session.commit()
-    finally:
-        database.close()
+    with migrated(config.database_url) as database, database.preparing() as session:
+        for pack in packs:
+            import_pack(session, pack, now)
+        for path in sorted(config.studies.glob("*.toml")):
+            try:
+                slugs.append(definitions.freeze(session, path, now).slug)
+            except MissingPackError as error:
+                missing.append(error)
+        if missing and not slugs:
+            raise refused[0] if refused else missing[0]
+        definitions.close_all_but(session, slugs)
+        session.commit()
     for bad in refused:
         print(f"not imported: {bad}", file=sys.stderr)
     for left_out in missing:

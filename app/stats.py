@@ -155,16 +155,15 @@ def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
 
 
 @lru_cache(maxsize=4096)
-def exact_interval(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's interval for `count` of n > 0 independent answers: different people's on one image.
+def exact_interval(count: int, n: int) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval for `count` of n > 0 independent answers: of several people on one image.
 
     Wide, and never too narrow, which Wilson's is for one to three answers (docs/calibration.md). Raises
-    ValueError for a count outside 0..n or a level outside (0, 1). Clopper and Pearson, Biometrika 26 (1934) 404.
+    ValueError for a count outside 0..n. Clopper and Pearson, Biometrika 26 (1934) 404.
     """
-    check_level(level)
     if not (0 <= count <= n and n > 0):
         raise ValueError("a count must lie between 0 and its n")
-    tail = (1 - level) / 2
+    tail = 0.025
     low = float(betaincinv(count, n - count + 1, tail)) if count else 0.0
     high = float(betainccinv(count + 1, n - count, tail)) if count < n else 1.0
     return low, high

@@ -1,7 +1,9 @@
 """What leaves the server: the CSV and JSON that other programs rely on, and who may fetch them."""
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from app import auth, cli, tables
+from app import auth, cli, report, tables
 from app.db import Database
 from app.models import Participant, Unmasking
 from app.settings import Settings
@@ -251,6 +253,25 @@ def test_the_export_command_writes_what_the_server_sends(
     assert written == sent
     assert (tmp_path / "out" / "responses.csv").read_bytes().decode() == csv(researcher)
     assert set(read_csv(csv(researcher))["excluded"]) == {"0", "1"}
+
+
+def test_what_the_commands_write_is_its_owners_alone(
+    settings: Settings, prepared: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(PROLIFIC_PID="somebody").answer(most=2)
+    monkeypatch.setenv("DATABASE_URL", settings.database_url)
+    monkeypatch.setenv("SECRET_KEY", settings.secret)
+    monkeypatch.setattr(report, "render_report", lambda *_: "the report")
+    before, out = os.umask(0o022), tmp_path / "out"
+    try:
+        assert cli.main(["export", "--study", "test", "--out", str(out), "--recruiter-ids"]) == 0
+        assert cli.main(["export", "--study", "test", "--out", str(out / "zip"), "--zip"]) == 0
+        assert cli.main(["report", "--study", "test", "--out", str(out / "new" / "report.html")]) == 0
+        assert os.umask(0o022) == 0o022, "as it was"
+    finally:
+        os.umask(before)
+    for path in (out, *out.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
 
 
 # Who may look
