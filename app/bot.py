@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from scipy.special import expit
+import scipy
 
 from app.models import NONE_PLAUSIBLE
 from app.population import NO_SPREAD, Spread, intercept
@@ -77,7 +77,11 @@ class Rates:
             + _effect(spread.pair_model, *image, "to", stimulus.target_label, model)
         )
         fooled, reasonable = (
-            float(expit(_base(rates.get(f"{pack}/{model}", rates.get(model, 0.0)), spread.total) + effect))
+            float(
+                scipy.special.expit(
+                    _base(rates.get(f"{pack}/{model}", rates.get(model, 0.0)), spread.total) + effect
+                )
+            )
             for rates in (self.fooled, self.reasonable)
         )
         return fooled, reasonable

@@ -14,7 +14,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy
 
 from app.clusters import Floats
 from app.stats import Interval, check_level, probability
@@ -109,7 +109,7 @@ def mean_difference(differences: Differences, level: float = 0.95) -> tuple[floa
             None, None, "All participants have the same difference, so its spread is unknown."
         )
     se = math.sqrt(Fraction(spread, n**2 * (n - 1) * denominator**2))
-    half = -float(stdtrit(n - 1, (1 - level) / 2)) * se
+    half = -float(scipy.special.stdtrit(n - 1, (1 - level) / 2)) * se
     return mean, Interval(mean - half, mean + half)
 
 

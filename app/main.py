@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -91,11 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.guess_limit = AddressLimit(*GUESSES)
     app.state.link_limit = AddressLimit()
     app.state.tries = Tries(settings.workers)
-    app.state.templates = Jinja2Templates(ROOT / "templates")
-    app.state.templates.env.undefined = (
-        StrictUndefined  # a misspelled name fails a test instead of showing nothing
-    )
-    i18n.install(app.state.templates.env)
+    app.state.templates = _templates()
     app.include_router(ready.router)
     app.include_router(metrics.router)
     app.include_router(study.router)
@@ -119,6 +116,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_exception_handler(error, _busy)
     app.add_exception_handler(Exception, _failed)
     return app
+
+
+@cache
+def _templates() -> Jinja2Templates:
+    """Of all apps of a process, as it takes a while to read them."""
+    templates = Jinja2Templates(ROOT / "templates")
+    templates.env.undefined = StrictUndefined  # a misspelled name fails a test instead of showing nothing
+    i18n.install(templates.env)
+    return templates
 
 
 class _App(FastAPI):

@@ -15,7 +15,6 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import numpy.typing as npt
 import scipy
-from scipy.special import expit, logit
 from tqdm import tqdm
 
 from app.assignment import Candidate, assign
@@ -66,7 +65,7 @@ NO_SPREAD = Spread(0, 0, 0, 0, 0, 0)
 
 def average(center: float, sd: float) -> float:
     """The mean of expit(center + sd * Z) over a standard normal Z: a rate in [0, 1]; sd from 0 to MOST * 3."""
-    return float(_WEIGHTS @ expit(center + sd * _Z))
+    return float(_WEIGHTS @ scipy.special.expit(center + sd * _Z))
 
 
 def intercept(rate: float, sd: float) -> float:
@@ -77,7 +76,7 @@ def intercept(rate: float, sd: float) -> float:
     """
     if not 0 <= rate <= 1:
         raise ValueError(f"{rate} is not a rate: it lies between 0 and 1")
-    center = float(logit(rate))
+    center = float(scipy.special.logit(rate))
     if sd == 0 or math.isinf(center):
         return center
     # Within 12 standard deviations, and one logit further, all of the grid lies on one side of the rate.
@@ -114,7 +113,7 @@ def draw_images(
 
 def chances(base: Floats, people: Floats, images: Floats) -> Floats:
     """Chance of the outcome from a base logit and the two effects, which broadcast; base -inf gives 0, inf 1."""
-    return np.asarray(expit(base + people + images))
+    return np.asarray(scipy.special.expit(base + people + images))
 
 
 @dataclass(frozen=True)

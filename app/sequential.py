@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import scipy
-from scipy.special import ndtr, ndtri, roots_legendre
 
 from app.clusters import Floats
 
@@ -46,13 +45,13 @@ def _boundaries(times: tuple[float, ...], alpha: float) -> tuple[float, ...]:
         return (alpha,)
     # More looks only ask for a larger C than one; and by reflection, for Brownian motion B,
     # P(max |B| >= C) <= 2 P(|B(1)| >= C).
-    lowest, highest = -float(ndtri(alpha / 2)), -float(ndtri(alpha / 4))
+    lowest, highest = -float(scipy.special.ndtri(alpha / 2)), -float(scipy.special.ndtri(alpha / 4))
     # A little wider, as rounding can put C on the edge where the looks nearly coincide or the first is very early.
     bracket = 0.999 * lowest, 1.001 * highest
     c = scipy.optimize.brentq(
         lambda c: crossing_probability(c, times) - alpha, *bracket, xtol=1e-13, rtol=1e-13
     )
-    return tuple(2 * float(ndtr(-c / math.sqrt(t))) for t in times)
+    return tuple(2 * float(scipy.special.ndtr(-c / math.sqrt(t))) for t in times)
 
 
 def crossing_probability(c: float, times: Sequence[float]) -> float:
@@ -66,11 +65,11 @@ def crossing_probability(c: float, times: Sequence[float]) -> float:
     m = 24 + math.ceil(2.5 * c / float(sigmas.min()))
     nodes, weights = _legendre(m)
     x, w = c * (nodes + 1) / 2, c * weights / 2  # on [0, c], each of shape (m,)
-    crossed = 2 * float(ndtr(-c / sigmas[0]))
+    crossed = 2 * float(scipy.special.ndtr(-c / sigmas[0]))
     density: Floats = 2 * _gauss(x / sigmas[0]) / sigmas[0]  # of |B(t_1)|, shape (m,)
     for sigma in sigmas[1:]:
         mass = w * density
-        crossed += float(mass @ (ndtr((x - c) / sigma) + ndtr(-(x + c) / sigma)))
+        crossed += float(mass @ (scipy.special.ndtr((x - c) / sigma) + scipy.special.ndtr(-(x + c) / sigma)))
         density = _step(x, sigma) @ mass
     return crossed
 
@@ -86,5 +85,5 @@ def _gauss(z: Floats) -> Floats:
 
 @lru_cache(maxsize=8)
 def _legendre(m: int) -> tuple[Floats, Floats]:
-    nodes, weights = roots_legendre(m)
+    nodes, weights = scipy.special.roots_legendre(m)
     return nodes, weights

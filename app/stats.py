@@ -17,8 +17,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
-import scipy  # imports its parts when they are first used; `stats` takes a second
-from scipy.special import betainccinv, betaincinv, ndtr, ndtri, stdtr, stdtrit
+import scipy  # imports its parts when they are first used; `special` takes half a second, `stats` a whole one
 
 from app.clusters import Clustered, Clusters
 
@@ -86,7 +85,7 @@ def rate(answers: Clustered, level: float = 0.95) -> Rate:
     deff = 1.0
     if 0 < successes < total:
         df = min(answers.participants.number, answers.images.number) - 1
-        few = stdtrit(df, (1 - level) / 2) / ndtri((1 - level) / 2) if df else 1.0
+        few = scipy.special.stdtrit(df, (1 - level) / 2) / scipy.special.ndtri((1 - level) / 2) if df else 1.0
         variance = float(_two_way(answers, [total, -successes], total**2))
         deff = max(1.0, variance * total / (p * (1 - p)) * float(few) ** 2)
     low, high = _wilson(p, total / deff, level)
@@ -119,7 +118,7 @@ def new_images_test(answers: Clustered) -> NewImages:
             None, difference, None, df, "The answers show no spread between clusters to judge it by."
         )
     se = math.sqrt(variance)
-    p = 2 * float(stdtr(df, -abs(difference) / se))
+    p = 2 * float(scipy.special.stdtr(df, -abs(difference) / se))
     return NewImages(probability(p), difference, se, df, None)
 
 
@@ -151,7 +150,7 @@ def pooled_z(count_a: int, n_a: int, count_b: int, n_b: int) -> float | None:
         return None
     # In integers up to the root, so that equal rates give exactly 1.
     squared = Fraction((count_a * n_b - count_b * n_a) ** 2 * n, n_a * n_b * successes * (n - successes))
-    return probability(2 * float(ndtr(-math.sqrt(squared))))
+    return probability(2 * float(scipy.special.ndtr(-math.sqrt(squared))))
 
 
 @lru_cache(maxsize=4096)
@@ -164,8 +163,8 @@ def exact_interval(count: int, n: int) -> tuple[float, float]:
     if not (0 <= count <= n and n > 0):
         raise ValueError("a count must lie between 0 and its n")
     tail = 0.025
-    low = float(betaincinv(count, n - count + 1, tail)) if count else 0.0
-    high = float(betainccinv(count + 1, n - count, tail)) if count < n else 1.0
+    low = float(scipy.special.betaincinv(count, n - count + 1, tail)) if count else 0.0
+    high = float(scipy.special.betainccinv(count + 1, n - count, tail)) if count < n else 1.0
     return low, high
 
 
@@ -211,7 +210,7 @@ def _left_out(answers: Clustered) -> str | None:
 
 
 def _wilson(p: float, n: float, level: float) -> tuple[float, float]:
-    z = -float(ndtri((1 - level) / 2))  # the lower tail, as (1 + level) / 2 can round to 1
+    z = -float(scipy.special.ndtri((1 - level) / 2))  # the lower tail, as (1 + level) / 2 can round to 1
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     # Rounding must not put a bound outside [0, 1] or past the rate, nor keep a rate of 0 or 1 off its bound.

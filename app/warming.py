@@ -15,10 +15,15 @@ from app.db import Database
 from app.models import Participant, Study
 from app.observations import KEPT, Memory
 
+# Participants whose server was away for a moment come back to the new one all at once: they come first.
+AFTER_S = 3.0
+
 
 def start(database: Database, memory: Memory) -> None:
-    """Begin, in a thread that ends with the process."""
-    threading.Thread(target=warm, args=(database, memory), name="warming", daemon=True).start()
+    """Begin AFTER_S from now, in a thread that ends with the process."""
+    timer = threading.Timer(AFTER_S, warm, (database, memory))
+    timer.name, timer.daemon = "warming", True
+    timer.start()
 
 
 def warm(database: Database, memory: Memory) -> None:
