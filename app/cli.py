@@ -18,12 +18,9 @@ from app import (
     power_command,
     restore,
     serving,
-    settings,
     simulate_command,
 )
-from app.definition import Primary
 from app.simulate import SimulationError
-from ml import pack as pack_format
 
 MOST_WORKERS = (
     64  # more than this are a slip: each needs its own memory, and its share of the database's connections
@@ -95,11 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         "simulate", help="play participants over HTTP, with given rates, as a rehearsal"
     )
     simulate_command.add_arguments(play, _model_rate)
-    play.set_defaults(run=_simulate)
+    play.set_defaults(run=simulate_command.run)
 
     plan = commands.add_parser("power", help="how many participants a study needs, by simulating it")
     power_command.add_arguments(plan, _model_rate)
-    plan.set_defaults(run=_power)
+    plan.set_defaults(run=power_command.run)
 
     export = commands.add_parser(
         "export", help="write a study's results.json, responses.csv and all of export.zip into a folder"
@@ -149,20 +146,3 @@ def _model_rate(text: str) -> tuple[str, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not MODEL=RATE with a rate from 0 to 1") from None
     return model, float(rate)
-
-
-def _simulate(args: argparse.Namespace) -> int:
-    print(simulate_command.run(args))
-    return 0
-
-
-def _power(args: argparse.Namespace) -> int:
-    config = settings.load()
-    if args.pack:
-        packs = [pack_format.read(args.pack)]
-        primary, looks = Primary(pack=packs[0].name), []
-    else:
-        definition, packs = simulate_command.study_and_packs(config, args.study)
-        primary, looks = definition.primary, definition.look_sizes
-    print(power_command.run(args, packs, primary, looks))
-    return 0

@@ -14,8 +14,11 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.models import NONE_PLAUSIBLE, CleanImage, Pack, Stimulus, Study, StudyPack
+from app.packs import read_folder
 from app.recruiters import FILLERS, PLACEHOLDER
 from app.sequential import boundaries
+from app.settings import Settings
+from ml import pack as pack_format
 
 Question = Literal["label", "runner_up", "plausibility"]
 Language = Literal["en", "zh"]
@@ -240,6 +243,20 @@ def of(study: Study) -> Definition:
 
 
 _definitions: dict[str, Definition] = {}  # by the hash of all that is in them; every request needs one
+
+
+def found_in(config: Settings, study: str) -> tuple[Definition, list[pack_format.Pack]]:
+    """The study that the file of this name defines, and its packs, where the server finds both.
+
+    Raises DefinitionError, PackError, and ValueError where a pack is not there.
+    """
+    definition = Definition.model_validate(read(config.studies / f"{study}.toml"))
+    found, refused = read_folder(config.stimuli)
+    packs = [pack for pack in found if pack.name in definition.packs]
+    if missing := set(definition.packs) - {pack.name for pack in packs}:
+        why = f" ({refused[0]})" if refused else ""
+        raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}{why}")
+    return definition, packs
 
 
 def freeze(session: Session, path: Path, now: datetime) -> Study:

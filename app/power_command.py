@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from app.definition import ALPHA, Primary
+from app import settings
+from app.definition import ALPHA, Primary, found_in
 from app.outcomes import OUTCOMES
 from app.population import Spread, candidates, design
 from app.power import (
@@ -22,6 +23,7 @@ from app.power import (
     smallest,
 )
 from app.printed import p_value, percent
+from ml import pack as pack_format
 from ml.pack import Pack
 
 USUAL = (*range(6, 41, 2), 50)
@@ -69,7 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser, model_rate: Callable[[str], t
     )
 
 
-def run(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary, looks: Sequence[int] = ()) -> str:
+def run(args: argparse.Namespace) -> int:
+    if args.pack:
+        packs = [pack_format.read(args.pack)]
+        print(said(args, packs, Primary(pack=packs[0].name)))
+    else:
+        definition, packs = found_in(settings.load(), args.study)
+        print(said(args, packs, definition.primary, definition.look_sizes))
+    return 0
+
+
+def said(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary, looks: Sequence[int] = ()) -> str:
     """What the command prints; `looks` are `Definition.look_sizes`.
 
     Raises ValueError for what cannot be simulated.
@@ -120,9 +132,9 @@ def run(args: argparse.Namespace, packs: Sequence[Pack], primary: Primary, looks
         "N counts complete, included participants: recruit more, for those who leave or are excluded.",
     ]
     if len(tests) > 1 and target in participants:
-        said = ", ".join(f"{p_value(boundary)} at {n}" for n, boundary in tests)
+        declared = ", ".join(f"{p_value(boundary)} at {n}" for n, boundary in tests)
         lines.append(
-            f"At the target of {target}: the share with p at most its boundary at any declared look ({said})."
+            f"At the target of {target}: the share with p at most its boundary at any declared look ({declared})."
         )
     if target:
         lines.append(detectable_said(rates, nearest, target, args.power))

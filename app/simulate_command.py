@@ -7,13 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
-from app import definition as definitions
 from app import published, settings
 from app.bot import BAD, PAPER_FOOLED, PAPER_REASONABLE, RT_MEDIAN_MS, Crowd, Rates
-from app.definition import Definition
-from app.packs import read_folder
+from app.definition import found_in
 from app.population import Spread
-from app.settings import Settings
 from app.simulate import simulate
 from ml import pack as pack_format
 from ml.pack import Pack
@@ -72,14 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser, model_rate: Callable[[str], t
     )
 
 
-def run(args: argparse.Namespace) -> str:
-    """Play the participants; returns what to say of it."""
+def run(args: argparse.Namespace) -> int:
     if args.participants < 1:
         raise ValueError("--participants must be at least 1")
     if args.pack:
         packs = [pack_format.read(path) for path in args.pack]
     else:
-        _, packs = study_and_packs(settings.load(), args.study)
+        _, packs = found_in(settings.load(), args.study)
     for i, pack in enumerate(packs):
         if pack.name in (other.name for other in packs[:i]):
             raise ValueError(f"--pack: two packs named {pack.name}; a study has one of that name")
@@ -97,10 +93,10 @@ def run(args: argparse.Namespace) -> str:
     crowd = Crowd(args.dropout, args.bad, args.rt_median_ms)
     played = simulate(args.url, args.study, packs, args.participants, args.seed, rates, crowd)
     left = f", {played.dropped_out} dropped out" if args.dropout else ""
-    said = f"{played.finished} simulated participants finished {args.study}{left}"
+    print(f"{played.finished} simulated participants finished {args.study}{left}")
     if args.bad:
-        said += "\nNot in earnest: " + ", ".join(f"{played.kinds[kind]} {kind}" for kind in BAD)
-    return said
+        print("Not in earnest: " + ", ".join(f"{played.kinds[kind]} {kind}" for kind in BAD))
+    return 0
 
 
 def rates_of(
@@ -117,14 +113,3 @@ def rates_of(
         usual: Mapping[str, float] = theirs or mnist
         rates |= {f"{pack.name}/{m}": rate for m, rate in {**usual, **given}.items() if m in pack.models}
     return rates
-
-
-def study_and_packs(config: Settings, name: str) -> tuple[Definition, list[Pack]]:
-    """The study that the file of this name defines, and its packs, where the server finds both."""
-    definition = Definition.model_validate(definitions.read(config.studies / f"{name}.toml"))
-    found, refused = read_folder(config.stimuli)
-    packs = [pack for pack in found if pack.name in definition.packs]
-    if missing := set(definition.packs) - {pack.name for pack in packs}:
-        why = f" ({refused[0]})" if refused else ""
-        raise ValueError(f"there is no pack {min(missing)!r} in {config.stimuli}{why}")
-    return definition, packs
