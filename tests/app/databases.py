@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import Connection, MetaData, create_engine, make_url, select, text
 from sqlalchemy.pool import NullPool
 
+from app import backup, restore
+from app.db import Database
 from tests import postgres
 
 Kind = Literal["sqlite", "postgresql"]
@@ -34,6 +36,22 @@ class Databases:
             return self._server.create(url)
         shutil.copy(path(url), path(_file(folder)))
         return _file(folder)
+
+    def played(self, url: str, folder: Path) -> str:
+        """The URL of a database with what was played on the SQLite file at `url`, which stays as it is.
+
+        Playing takes long: it is done once, and PostgreSQL gets it by a backup.
+        """
+        if self.kind == "sqlite":
+            return self.copy(url, folder)
+        source, target = Database(url), Database(self.new(folder))
+        try:
+            backup.write(source, folder / "played.zip")
+            restore.restore(target, folder / "played.zip")
+            return target.engine.url.render_as_string(False)
+        finally:
+            source.close()
+            target.close()
 
     def discard(self, url: str) -> None:
         """It is no longer needed; files go with their folder."""

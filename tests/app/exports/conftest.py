@@ -4,7 +4,7 @@ import io
 import random
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,17 @@ class World:
         return read_csv((self.export(study, data) / codebook.file_name(study, name)).read_text("utf-8"))
 
 
+@dataclass
+class Played:
+    """What everybody did, on SQLite."""
+
+    settings: Settings
+    packs: list[Pack]
+    secrets: list[str]
+
+
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Iterator[World]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     root = tmp_path_factory.mktemp("exports")
     packs = [
         make_pack(root / "packs" / name, name, tuple("012"), targets=2, seed=seed)
@@ -159,7 +168,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Ite
         (root / "studies" / f"{slug}.toml").write_text(
             head + text + TEXTS + (CHINESE if slug == "spoken" else ""), encoding="utf-8"
         )
-    settings = Settings(databases.new(root), SECRET, root / "studies", root / "packs")
+    settings = Settings(f"sqlite:///{root / 'study.db'}", SECRET, root / "studies", root / "packs")
     serving.prepare(settings)
     with TestClient(create_app(settings)) as client:
         sign_in(client)
@@ -184,7 +193,15 @@ def world(tmp_path_factory: pytest.TempPathFactory, databases: Databases) -> Ite
             ]
             secrets += session.scalars(select(RecruiterId.value).where(RecruiterId.name == "PROLIFIC_PID"))
         db.close()
-        yield World(client, settings, packs, [s for s in secrets if s != "None"], root / "exports")
+        return Played(settings, packs, [s for s in secrets if s != "None"])
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, played: Played, databases: Databases) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    settings = replace(played.settings, database_url=databases.played(played.settings.database_url, folder))
+    with TestClient(create_app(settings)) as client:
+        yield World(sign_in(client), settings, played.packs, played.secrets, folder / "exports")
 
 
 def _play_all(client: TestClient, packs: list[Pack]) -> str:

@@ -26,6 +26,9 @@ from app.results_json import results_json
 from tests.app.exports.conftest import PLAYED, World
 from tests.app.oracle import strict
 
+# The script reads files; test_contents.py runs it on those that come from PostgreSQL.
+pytestmark = pytest.mark.only("sqlite")
+
 
 def main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
     """The script's exit status and what it prints."""
@@ -51,7 +54,6 @@ def test_the_script_recomputes_every_number(
     assert {path for path, _ in recompute.leaves(again) if not path.startswith(records)} == set(leaves)
 
 
-@pytest.mark.only("sqlite")
 def test_the_shipped_script_runs_by_itself(world: World, tmp_path: Path) -> None:
     script = world.export("full-study") / "recompute.py"
     command = [sys.executable, "-W", "error", str(script)]
@@ -110,7 +112,6 @@ def test_a_look_whose_people_are_gone_is_not_recomputed(world: World) -> None:
 
 
 @pytest.mark.parametrize(("study", "data"), [("full-study", "real"), ("masked", "real")])
-@pytest.mark.only("sqlite")
 def test_every_kind_of_number_is_compared(world: World, study: str, data: str) -> None:
     """One leaf of each kind in results.json is changed a little; the script must name just that one."""
     folder = world.export(study, data)
@@ -174,7 +175,6 @@ def _altered(value: Any) -> Any:
         ("stimuli", "target_label", {}, lambda cell: cell + "x"),
     ],
 )
-@pytest.mark.only("sqlite")
 def test_a_changed_cell_is_found(
     world: World, tmp_path: Path, table: str, column: str, of: dict[str, str], value: Any
 ) -> None:
@@ -205,7 +205,6 @@ def test_a_changed_cell_is_found(
     assert [*recompute.differing(json.loads((folder / "results.json").read_text()), expected), *problems]
 
 
-@pytest.mark.only("sqlite")
 def test_the_script_says_what_differs(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,7 +260,6 @@ def _lacks_r() -> str | None:
     return "R has no package lme4" if subprocess.run(check, capture_output=True).returncode else None
 
 
-@pytest.mark.only("sqlite")
 def test_the_script_in_r_agrees(world: World, tmp_path: Path) -> None:
     if reason := _lacks_r():
         pytest.skip(reason)
