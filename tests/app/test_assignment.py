@@ -38,10 +38,10 @@ def draw(pool: list[Candidate], shown: dict[int, int], seed: int = 1, number: in
     seed=st.integers(0, 2**63),
     number=st.integers(1, 10**6),
     packs=st.integers(1, 3),
-    counts=st.randoms(use_true_random=False),
+    history=st.integers(0, 2**32),
 )
-def test_every_rule_on_any_history(seed: int, number: int, packs: int, counts: random.Random) -> None:
-    pool = candidates(packs)
+def test_every_rule_on_any_history(seed: int, number: int, packs: int, history: int) -> None:
+    pool, counts = candidates(packs), random.Random(history)
     shown = {c.id: counts.randrange(4) for c in pool if counts.random() < 0.8}
     drawn = draw(pool, shown, seed, number)
     by_id = {c.id: c for c in pool}
@@ -55,6 +55,9 @@ def test_every_rule_on_any_history(seed: int, number: int, packs: int, counts: r
     assert len(set(drawn.practice)) == 2
     assert sorted(drawn.grids) == ["p/a", "p/b", "p/c"]
 
+    of_pair = Counter[tuple[str, int, str]]()
+    for c in pool:
+        of_pair[c.pack, c.source_index, c.target_label] += shown.get(c.id, 0)
     used: set[tuple[str, int]] = set()
     for c in chosen:  # in the order in which they were chosen
         left = [
@@ -67,22 +70,17 @@ def test_every_rule_on_any_history(seed: int, number: int, packs: int, counts: r
         assert c in least, "least shown first"
 
         def by_other_models(o: Candidate) -> int:
-            pair = (o.pack, o.source_index, o.target_label)
-            return sum(
-                shown.get(x.id, 0)
-                for x in pool
-                if (x.pack, x.source_index, x.target_label) == pair and x.model != o.model
-            )
+            return of_pair[o.pack, o.source_index, o.target_label] - shown.get(o.id, 0)
 
         assert by_other_models(c) == max(by_other_models(o) for o in least), "ties to pairs others have shown"
         used.add((c.pack, c.source_index))
 
 
-@given(seed=st.integers(0, 2**32), number=st.integers(1, 1000), order=st.randoms(use_true_random=False))
-def test_it_can_be_recomputed(seed: int, number: int, order: random.Random) -> None:
+@given(seed=st.integers(0, 2**32), number=st.integers(1, 1000), order=st.integers(0, 2**32))
+def test_it_can_be_recomputed(seed: int, number: int, order: int) -> None:
     pool = candidates()
     shuffled = list(pool)
-    order.shuffle(shuffled)
+    random.Random(order).shuffle(shuffled)
     assert draw(pool, {}, seed, number) == draw(shuffled, {}, seed, number)
 
 
@@ -159,7 +157,7 @@ class Field:
         return max(max(counts[i] for i in ids) - min(counts[i] for i in ids) for ids in self.cells.values())
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 2**32),
     dropout=st.sampled_from([0.0, 0.3, 0.8]),

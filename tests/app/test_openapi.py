@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import httpx2
+import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -42,6 +43,7 @@ CHECKS = [
 ]
 
 
+@pytest.mark.only("sqlite")
 def test_every_operation_is_described(settings: Settings) -> None:
     document = create_app(settings).openapi()
     operations = {(method, path) for path, each in document["paths"].items() for method in each}
@@ -88,6 +90,7 @@ def ask(
     send()
 
 
+@pytest.mark.only("postgresql")  # the stricter one; test_fuzz.py has both
 def test_no_request_is_answered_with_a_fault_or_an_unknown_reply(server: Server) -> None:
     with httpx2.Client(base_url=server.url, timeout=60) as client:
         labelling, judging, commenting, finished = (begin(client) for _ in range(4))
@@ -115,6 +118,7 @@ def test_no_request_is_answered_with_a_fault_or_an_unknown_reply(server: Server)
     assert len(succeeded) > len(REPLIES) / 2, succeeded
 
 
+@pytest.mark.only("sqlite")  # replies are written without the database
 def test_a_session_from_its_beginning_to_its_withdrawal_is_as_described(server: Server) -> None:
     document: dict[str, Any] = httpx2.get(f"{server.url}/openapi.json").json()
     schema: Any = schemathesis.openapi.from_dict(document)

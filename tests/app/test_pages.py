@@ -3,7 +3,7 @@
 import html
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,20 +20,25 @@ from app.recruiters import RECRUITER_KEYS
 from app.serving import prepare
 from app.settings import Settings
 from app.web import SESSION_COOKIE
+from ml.pack import Pack
 from tests.app.conftest import Player, begin, installation
-from tests.app.small import SMALL_STUDY
+from tests.app.databases import KINDS
+from tests.app.small import SMALL_STUDY, db, prepared, settings, study
 from tests.packs import make_pack
+
+__all__ = ["db", "prepared", "settings", "study"]  # fixtures
+
+# PostgreSQL for what forms store, and for texts that it takes otherwise.
+pytestmark = pytest.mark.only("sqlite")
 
 Start = Callable[..., Player]
 
 HOSTILE = """"><script>alert(1)</script><img src=x onerror=alert(2)>'{{7*7}}"""
 
 
-@pytest.fixture
-def db(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url)
-    yield database
-    database.close()
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("3456"), targets=2)
 
 
 def count(db: Database, table: type) -> int:
@@ -105,6 +110,7 @@ def test_looking_starts_nothing(client: TestClient, db: Database) -> None:
     assert count(db, Participant) == 0
 
 
+@pytest.mark.only(*KINDS)
 def test_recruiter_ids_are_kept_from_the_link_to_the_database(client: TestClient, db: Database) -> None:
     sent = {key: f"{key}-äß&=+ %" for key in RECRUITER_KEYS}
     assert {"PROLIFIC_PID", "STUDY_ID", "SESSION_ID", "workerId", "id"} <= set(sent), "the contract's"
@@ -141,6 +147,7 @@ def kept(fields: Fields) -> dict[str, str]:
     }
 
 
+@pytest.mark.only(*KINDS)
 def test_absurd_recruiter_ids_do_no_harm(client: TestClient, db: Database) -> None:
     """An id is kept whole or not at all: a part of it could be somebody else's."""
     for query in (
@@ -166,6 +173,7 @@ def test_absurd_recruiter_ids_do_no_harm(client: TestClient, db: Database) -> No
     assert dict(stored) == {"workerId": "M%FCller"}
 
 
+@pytest.mark.only(*KINDS)
 def test_hostile_values_are_escaped(
     client: TestClient, researcher: TestClient, start: Start, db: Database
 ) -> None:
@@ -281,24 +289,21 @@ def test_no_label_plausible_needs_no_second(start: Start, db: Database) -> None:
     assert [tuple(row) for row in rows] == [("none", "none"), ("none", "none"), ("3", "none")]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"position": "x"},
-        {"position": ""},
-        {"position": "1.5"},
-        {"answer_id": "7"},
-        {"answer_id": ""},
-        {"label": "x" * 1000},
-    ],
-)
-def test_a_broken_form_is_a_page(start: Start, db: Database, change: dict[str, str]) -> None:
+def test_a_broken_form_is_a_page(start: Start, db: Database) -> None:
     player = start()
     fields = form(player)
-    text = assert_page(post(player, fields, **{"label": "3", "runner_up": "4"} | change), 422)
-    assert next(iter(change)) in text
-    assert "the address of your session takes you back" in text
-    assert count(db, Response) == 0
+    for field, value in (
+        ("position", "x"),
+        ("position", ""),
+        ("position", "1.5"),
+        ("answer_id", "7"),
+        ("answer_id", ""),
+        ("label", "x" * 1000),
+    ):
+        text = assert_page(post(player, fields, **{"label": "3", "runner_up": "4"} | {field: value}), 422)
+        assert field in text
+        assert "the address of your session takes you back" in text
+        assert count(db, Response) == 0, (field, value)
     missing = player.client.post(fields.action, data={"label": "3"})
     assert_page(missing, 422)
     torn = player.client.post(
@@ -308,6 +313,7 @@ def test_a_broken_form_is_a_page(start: Start, db: Database, change: dict[str, s
     assert_page(torn, torn.status_code)
 
 
+@pytest.mark.only(*KINDS)
 def test_a_form_from_an_old_page_leads_to_the_current_one(start: Start, db: Database) -> None:
     player = start()
     old = form(player)
@@ -359,6 +365,7 @@ def test_the_address_of_a_refused_form_can_be_opened(start: Start) -> None:
         assert (reply.status_code, reply.headers["location"]) == (303, f"/s/{player.token}")
 
 
+@pytest.mark.only(*KINDS)
 def test_a_comment_counts_lines_as_the_browser_does(start: Start, db: Database) -> None:
     player = start()
     player.answer(until="commenting")
@@ -370,7 +377,7 @@ def test_a_comment_counts_lines_as_the_browser_does(start: Start, db: Database) 
 
 def test_the_trial_page_tells_nothing_that_is_hidden(start: Start) -> None:
     player = start()
-    for _ in range(32):
+    for _ in range(14):
         page = player.client.get(f"/s/{player.token}").text
         for secret in ("undefended", "distilled", "gradient", "source", "target", "computer’s answer"):
             assert secret not in page
@@ -408,34 +415,32 @@ def test_scripts_and_styles_are_asked_for_anew(client: TestClient) -> None:
         (tuple(str(n) for n in range(12)), [*"1234567890", "", ""], "1 – 9 , 0 choose by position ·"),
     ],
 )
-@pytest.mark.parametrize("language", ["en", "zh"])
 def test_labels_that_are_no_single_characters_have_their_position_for_a_key(
-    tmp_path: Path, database_url: str, labels: tuple[str, ...], keys: list[str], said: str, language: str
+    tmp_path: Path, database_url: str, labels: tuple[str, ...], keys: list[str], said: str
 ) -> None:
     """tests/app/chromium/test_trials.py presses them."""
     pack = make_pack(tmp_path / "stimuli" / "test-pack", labels=labels, targets=1)
-    study = SMALL_STUDY.replace("trials = 12", f'trials = {3 * len(labels)}\nlanguage = "{language}"')
-    own = installation(tmp_path, pack, database_url, study)
+    english = SMALL_STUDY.replace("trials = 12", f"trials = {3 * len(labels)}")
+    own = installation(tmp_path, pack, database_url, english)
+    (own.studies / "chinese.toml").write_text(english.replace("seed = 7", 'seed = 7\nlanguage = "zh"'))
     prepare(own)
-    with TestClient(create_app(own)) as client:
-        player = begin(client)
-        assert player.session()["labels"] == [*labels]
-        page = client.get(f"/s/{player.token}").text
-        player.answer(until="commenting")
-        sheets = assert_page(client.get(f"/s/{player.token}"), 200)
-    found = re.findall(
-        r'name="label" value="(\w+)"(?: data-key="(\d?)")?><span>\w+</span>(?:<kbd[^>]*>(\d?)</kbd>)?<',
-        page,
-    )[: len(labels)]
     given = keys or [""] * len(labels)
-    assert found == [*zip(labels, given, given, strict=True)]
-    assert ("data-key" in page) is bool(keys)
-    words = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
-    if language == "zh":
-        said = said.replace("choose by position", "按位置选择").replace("choose", "选择")
-        assert f"从上到下依次为 {labels[0]} 到 {labels[-1]}" in sheets
-    else:
-        assert (
-            f"Every row had one reading at first ({labels[0]} to {labels[-1]}, from top to bottom)" in sheets
-        )
-    assert said in words
+    in_chinese = said.replace("choose by position", "按位置选择").replace("choose", "选择")
+    every_row = f"Every row had one reading at first ({labels[0]} to {labels[-1]}, from top to bottom)"
+    with TestClient(create_app(own)) as client:
+        for study, at_the_images, at_the_sheets in (
+            ("test", said, every_row),
+            ("chinese", in_chinese, f"从上到下依次为 {labels[0]} 到 {labels[-1]}"),
+        ):
+            player = begin(client, study)
+            assert player.session()["labels"] == [*labels]
+            page = client.get(f"/s/{player.token}").text
+            found = re.findall(
+                r'name="label" value="(\w+)"(?: data-key="(\d?)")?><span>\w+</span>(?:<kbd[^>]*>(\d?)</kbd>)?<',
+                page,
+            )[: len(labels)]
+            assert found == [*zip(labels, given, given, strict=True)]
+            assert ("data-key" in page) is bool(keys)
+            assert at_the_images in " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+            player.answer(until="commenting")
+            assert at_the_sheets in assert_page(client.get(f"/s/{player.token}"), 200)

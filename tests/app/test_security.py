@@ -7,6 +7,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -28,11 +29,14 @@ from app.security import CAPACITY, CONTENT_SECURITY_POLICY, HEADERS, AddressLimi
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, STUDY, Player, Server, begin, sign_in
-from tests.app.databases import contents
-from tests.packs import MODELS
+from tests.app.conftest import SECRET, STUDY, Player, Server, begin, installation, sign_in
+from tests.app.databases import KINDS, contents
+from tests.packs import MODELS, make_pack
 
 Start = Callable[..., Player]
+
+# Headers, cookies, and what pages say; how it is stored is tested elsewhere, but for the last two of the addresses.
+pytestmark = pytest.mark.only("sqlite")
 
 FOR_EVER = "public, max-age=31536000, immutable"
 
@@ -489,6 +493,7 @@ def test_behind_a_trusted_proxy_each_address_counts_for_itself(
     app.state.database.close()
 
 
+@pytest.mark.only(*KINDS)
 def test_an_address_is_kept_nowhere(
     settings: Settings, client: TestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -508,13 +513,19 @@ def test_an_address_is_kept_nowhere(
 # What a participant can find out
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Five labels, as everything is fetched again and again."""
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("01234"), targets=2)
+
+
 @pytest.fixture
-def blind(settings: Settings) -> Iterator[TestClient]:
-    """The app with a study that has control images too."""
-    text = STUDY.replace("practice = 2", "practice = 2\ncontrols = 2\npause_after = 10")
-    (settings.studies / "test.toml").write_text(text)
-    prepare(settings)
-    with TestClient(create_app(settings)) as client:
+def blind(tmp_path: Path, few: Pack, database_url: str) -> Iterator[TestClient]:
+    """The app with a study that has control images too: 19 images to read, 15 to judge."""
+    text = STUDY.replace("practice = 2", "practice = 2\ntrials = 15\ncontrols = 2\npause_after = 5")
+    own = installation(tmp_path, few, database_url, text)
+    prepare(own)
+    with TestClient(create_app(own)) as client:
         yield client
 
 
@@ -565,7 +576,7 @@ def everything(player: Player) -> dict[str, str]:
         if "location" in reply.headers:
             waiting.append(urljoin(url, reply.headers["location"]))
     here = player.session()
-    for position in {1, 3, 33, 99} - {here["next_position"]}:
+    for position in {1, 3, 18, 99} - {here["next_position"]}:
         for question, body in (
             ("label", {"label": "3", "runner_up": "3"}),
             ("plausibility", {"plausible": True}),
@@ -584,12 +595,12 @@ def told(reply: Reply) -> str:
     return re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "DRAWN", text)
 
 
-def test_no_name_or_truth_shows_before_labelling_is_over(blind: TestClient, pack: Pack) -> None:
+def test_no_name_or_truth_shows_before_labelling_is_over(blind: TestClient, few: Pack) -> None:
     player = begin(blind)
-    names = (*pack.models, "undefended", "distilled", "regularized", "adversarially", "backprop", pack.name)
+    names = (*few.models, "undefended", "distilled", "regularized", "adversarially", "backprop", few.name)
     words = ("source_label", "target_label", "source_index", "placebo", "control", "iterations", "linf")
     while (here := player.session())["state"] == "labelling":
-        if here["next_position"] in (1, 3, 20, 34):
+        if here["next_position"] in (1, 3, 10, 19):
             seen = everything(player)
             images = {t["image"] for t in here["trials"]}
             assert images | {f"/s/{player.token}", "/static/server.js"} <= set(seen), "it was all fetched"
@@ -650,7 +661,7 @@ def falsify(db: Database, pack: Pack, predictions: bool) -> Callable[[], None]:
     ]
     true_clean = [{"id": c.id, "source_index": c.source_index, "source_label": c.source_label} for c in clean]
     claimed_clean = [
-        {"id": c.id, "source_index": 80_000 + c.id, "source_label": other(c.source_label, 5)} for c in clean
+        {"id": c.id, "source_index": 80_000 + c.id, "source_label": other(c.source_label, 2)} for c in clean
     ]
     true_trials = [{"id": t.id, "placebo_label": t.placebo_label} for t in trials]
     claimed_trials = [{"id": t.id, "placebo_label": other(t.placebo_label or "0", 1)} for t in trials]
@@ -658,24 +669,24 @@ def falsify(db: Database, pack: Pack, predictions: bool) -> Callable[[], None]:
     return lambda: write(true, true_clean, true_trials)
 
 
-@pytest.mark.only("sqlite")
 def test_what_is_shown_depends_on_no_truth_but_the_predictions_in_judging(
-    blind: TestClient, db: Database, pack: Pack
+    blind: TestClient, few: Pack
 ) -> None:
     """Everything within reach is the same, to the byte, when the database claims something else."""
     player = begin(blind)
+    db: Database = blind.app.state.database  # type: ignore[attr-defined]
 
     def compare(predictions: bool) -> set[str]:
         """The addresses whose replies differ."""
         before = everything(player)
-        restore = falsify(db, pack, predictions)
+        restore = falsify(db, few, predictions)
         after = everything(player)
         restore()
         assert before.keys() == after.keys()
         return {url for url, text in before.items() if after[url] != text}
 
     while (here := player.session())["state"] == "labelling":
-        if here["next_position"] in (1, 4, 34):
+        if here["next_position"] in (1, 4, 19):
             assert compare(predictions=True) == set(), here["next_position"]
         player.answer(most=1)
     for state in ("judging", "commenting", "finished"):
@@ -686,9 +697,9 @@ def test_what_is_shown_depends_on_no_truth_but_the_predictions_in_judging(
     assert player.base in compare(predictions=True), "the comparison does find what differs"
 
 
-def test_judging_adds_nothing_but_the_predictions(blind: TestClient, pack: Pack) -> None:
+def test_judging_adds_nothing_but_the_predictions(blind: TestClient, few: Pack) -> None:
     player = begin(blind)
-    hidden = {s.sha256: s.prediction for s in pack.stimuli}
+    hidden = {s.sha256: s.prediction for s in few.stimuli}
     before = player.session()
     player.answer(until="judging")
     after = player.session()
@@ -699,7 +710,7 @@ def test_judging_adds_nothing_but_the_predictions(blind: TestClient, pack: Pack)
         assert {key for key in new if new[key] != old[key]} <= {"answered", "prediction"}
         assert new["prediction"] == hidden.get(new["image"][9:73])
     page = blind.get(f"/s/{player.token}").text
-    for name in (*pack.models, pack.name, "source", "target"):
+    for name in (*few.models, few.name, "source", "target"):
         assert name not in page
 
 
@@ -718,7 +729,7 @@ def test_images_are_nothing_but_pixels(blind: TestClient) -> None:
     player = begin(blind)
     player.answer(until="commenting")
     urls = {url for url in everything(player) if re.fullmatch(r"/stimuli/[0-9a-f]{64}\.png", url)}
-    assert len(urls) == 2 + 2 + 30 + 3
+    assert len(urls) == 2 + 2 + 15 + 3
     for url in urls:
         reply = blind.get(url)
         assert chunks(reply.content) == {b"IHDR", b"IDAT", b"IEND"}
