@@ -20,16 +20,26 @@ from app.main import create_app
 from app.models import Comment, Judgment, Participant, RecruiterId, Response, Trial
 from app.settings import Settings
 from ml.pack import Pack
-from tests.app.conftest import SECRET, Player
+from tests.app.conftest import SECRET, STUDY, Player
+from tests.app.small import db, prepared, settings
+from tests.packs import make_pack
+
+__all__ = ["db", "prepared", "settings"]  # fixtures
 
 Start = Callable[..., Player]
 
+# What is only told, or refused before a database is asked, is tested on SQLite alone.
 
-@pytest.fixture
-def db(settings: Settings) -> Any:
-    database = Database(settings.database_url)
-    yield database
-    database.close()
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Five labels, so that a whole session has 17 images to read and 15 to judge."""
+    return make_pack(tmp_path_factory.mktemp("packs") / "test-pack", labels=tuple("12345"), targets=2)
+
+
+@pytest.fixture(scope="module")
+def study() -> str:
+    return STUDY.replace("seed = 7", "seed = 7\ntrials = 15")
 
 
 def count(db: Database, table: Any) -> int:
@@ -40,22 +50,22 @@ def count(db: Database, table: Any) -> int:
 def test_a_session_from_consent_to_code(start: Start, db: Database) -> None:
     player = start(PROLIFIC_PID="abc")
     here = player.session()
-    assert (here["state"], here["next_position"], here["trials_total"]) == ("labelling", 1, 32)
-    assert [t["practice"] for t in here["trials"]] == [True] * 2 + [False] * 30
-    assert here["labels"] == list("0123456789")
+    assert (here["state"], here["next_position"], here["trials_total"]) == ("labelling", 1, 17)
+    assert [t["practice"] for t in here["trials"]] == [True] * 2 + [False] * 15
+    assert here["labels"] == list("12345")
     assert here["questions"] == ["label", "runner_up", "plausibility"]
 
-    for position in range(1, 33):
+    for position in range(1, 18):
         reply = player.put(position, label="1", runner_up="2")
-        expected = {"stored": True, "state": "labelling" if position < 32 else "judging"}
-        assert reply.json() == expected | {"next_position": position + 1 if position < 32 else None}
+        expected = {"stored": True, "state": "labelling" if position < 17 else "judging"}
+        assert reply.json() == expected | {"next_position": position + 1 if position < 17 else None}
     here = player.session()
     assert here["state"] == "judging"
     order = []
     while (here := player.session())["state"] == "judging":
         order.append(here["next_position"])
         assert player.put(here["next_position"], "plausibility", plausible=True).status_code == 200
-    assert sorted(order) == list(range(3, 33)), "each main image is judged once, practice never"
+    assert sorted(order) == list(range(3, 18)), "each main image is judged once, practice never"
     assert order != sorted(order), "in a new order"
 
     assert here["state"] == "commenting"
@@ -66,38 +76,40 @@ def test_a_session_from_consent_to_code(start: Start, db: Database) -> None:
     assert len(finished["completion_code"]) == 9
     again = player.client.post(f"{player.base}/finish").json()
     assert again == finished, "finishing twice gives the same code"
-    assert (count(db, Response), count(db, Judgment), count(db, Comment)) == (32, 30, 1)
+    assert (count(db, Response), count(db, Judgment), count(db, Comment)) == (17, 15, 1)
     with db.read() as session:
         assert session.scalars(select(RecruiterId.value)).all() == ["abc"]
 
 
-def test_each_cell_is_shown_exactly_once_and_no_source_twice(start: Start, pack: Pack) -> None:
-    hidden = {s.sha256: s for s in pack.stimuli}
+def test_each_cell_is_shown_exactly_once_and_no_source_twice(start: Start, small: Pack) -> None:
+    hidden = {s.sha256: s for s in small.stimuli}
     for _ in range(5):
         shown = [hidden[t["image"][9:73]] for t in start().session()["trials"] if not t["practice"]]
         assert Counter((s.source_label, s.model) for s in shown) == Counter(
-            {(label, model): 1 for label in pack.labels for model in pack.models}
+            {(label, model): 1 for label in small.labels for model in small.models}
         )
-        assert len({s.source_index for s in shown}) == 30
+        assert len({s.source_index for s in shown}) == 15
 
 
-def test_practice_shows_clean_images_and_does_not_count(start: Start, pack: Pack) -> None:
-    clean = {c.sha256 for c in pack.clean}
+@pytest.mark.only("sqlite")
+def test_practice_shows_clean_images_and_does_not_count(start: Start, small: Pack) -> None:
+    clean = {c.sha256 for c in small.clean}
     practice = [t["image"][9:73] for t in start().session()["trials"] if t["practice"]]
     assert len(set(practice)) == 2
     assert set(practice) <= clean
 
 
-def test_nothing_tells_model_source_or_target_before_labelling_is_over(start: Start, pack: Pack) -> None:
+@pytest.mark.only("sqlite")
+def test_nothing_tells_model_source_or_target_before_labelling_is_over(start: Start, small: Pack) -> None:
     player = start()
     while (here := player.session())["state"] == "labelling":
         assert all(t["prediction"] is None for t in here["trials"])
         text = json.dumps(here)
-        for secret in (*pack.models, "source", "target", "control"):
+        for secret in (*small.models, "source", "target", "control"):
             assert secret not in text
         assert set(here["trials"][0]) == {"position", "image", "answered", "prediction", "practice"}
         assert player.put(here["next_position"], label="none", runner_up="none").status_code == 200
-    hidden = {s.sha256: s for s in pack.stimuli}
+    hidden = {s.sha256: s for s in small.stimuli}
     for trial in player.session()["trials"]:
         expected = None if trial["practice"] else hidden[trial["image"][9:73]].prediction
         assert trial["prediction"] == expected
@@ -139,6 +151,7 @@ def test_an_answer_id_counts_once_only(start: Start, db: Database) -> None:
     assert player.session()["next_position"] == 2
 
 
+@pytest.mark.only("sqlite")
 def test_out_of_order_names_the_right_position(start: Start) -> None:
     player = start()
     reply = player.put(5, label="3", runner_up="none")
@@ -155,14 +168,15 @@ def test_out_of_order_names_the_right_position(start: Start) -> None:
     assert practice.status_code == 409, "practice is never judged"
 
 
+@pytest.mark.only("sqlite")
 def test_unknown_token_position_study_image(start: Start, client: TestClient) -> None:
     player = start()
     for reply in (
         client.get("/api/sessions/nobody"),
         Player(client, "nobody").put(1, label="3", runner_up="none"),
         player.put(0, label="3", runner_up="none"),
-        player.put(33, label="3", runner_up="none"),
-        player.put(33, "plausibility", plausible=True),
+        player.put(18, label="3", runner_up="none"),
+        player.put(18, "plausibility", plausible=True),
         client.post("/api/sessions", json={"study": "nothing", "consent": True, "external": {}}),
         client.get(f"/stimuli/{'0' * 64}.png"),
         client.get("/api/nothing"),
@@ -171,9 +185,9 @@ def test_unknown_token_position_study_image(start: Start, client: TestClient) ->
         assert reply.json()["detail"].endswith("."), reply.text
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
+@pytest.mark.only("sqlite")
+def test_an_answer_that_makes_no_sense_is_refused_in_a_sentence(start: Start, db: Database) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"label": "10"}, "“10” is not one of the labels"),
         ({"label": "undefended"}, "not one of the labels"),
         ({"label": "3", "runner_up": "3"}, "must differ"),
@@ -188,20 +202,18 @@ def test_unknown_token_position_study_image(start: Start, client: TestClient) ->
         ({"display": {"x": "y" * 5000}}, "display"),
         ({"display": [1]}, "display"),
         ({"extra": 1}, "extra"),
-    ],
-)
-def test_an_answer_that_makes_no_sense_is_refused_in_a_sentence(
-    start: Start, db: Database, change: dict[str, Any], complaint: str
-) -> None:
+    ]
     player = start()
-    reply = player.put(1, **{"label": "3", "runner_up": "none"} | change)
-    assert reply.status_code == 422
-    assert complaint in reply.json()["detail"]
-    assert "\n" not in reply.json()["detail"]
+    for change, complaint in cases:
+        reply = player.put(1, **{"label": "3", "runner_up": "none"} | change)
+        assert reply.status_code == 422, change
+        assert complaint in reply.json()["detail"]
+        assert "\n" not in reply.json()["detail"]
     assert count(db, Response) == 0
     assert player.session()["next_position"] == 1
 
 
+@pytest.mark.only("sqlite")
 def test_broken_bodies_are_refused(start: Start, db: Database) -> None:
     player = start()
     url = f"{player.base}/trials/1/label"
@@ -215,6 +227,7 @@ def test_broken_bodies_are_refused(start: Start, db: Database) -> None:
     assert count(db, Response) == 0
 
 
+@pytest.mark.only("sqlite")
 def test_a_missing_runner_up_is_no_answer(start: Start, db: Database) -> None:
     player = start()
     reply = player.put(1, label="4")
@@ -223,15 +236,15 @@ def test_a_missing_runner_up_is_no_answer(start: Start, db: Database) -> None:
     assert player.put(1, label="none").status_code == 200, "where nothing is plausible there is no second"
 
 
-@pytest.mark.parametrize("text", ["\\ud800", "a\\u0000b"])
-def test_text_that_no_database_keeps_is_refused(client: TestClient, db: Database, text: str) -> None:
-    for external in (f'{{"id": "{text}"}}', f'{{"{text}": "x"}}'):
-        reply = client.post(
-            "/api/sessions",
-            content=f'{{"study": "test", "consent": true, "external": {external}}}',
-            headers={"Content-Type": "application/json"},
-        )
-        assert reply.status_code == 422
+def test_text_that_no_database_keeps_is_refused(client: TestClient, db: Database) -> None:
+    for text in ("\\ud800", "a\\u0000b"):
+        for external in (f'{{"id": "{text}"}}', f'{{"{text}": "x"}}'):
+            reply = client.post(
+                "/api/sessions",
+                content=f'{{"study": "test", "consent": true, "external": {external}}}',
+                headers={"Content-Type": "application/json"},
+            )
+            assert reply.status_code == 422, external
     assert count(db, Participant) == 0
 
 
@@ -283,6 +296,7 @@ def test_text_that_no_database_can_look_for_is_nothing_that_is_here(
     assert client.post("/api/sessions", json={"study": "a\0", "consent": True}).status_code == 422
 
 
+@pytest.mark.only("sqlite")
 def test_consent_is_needed(client: TestClient, db: Database) -> None:
     for body in ({"study": "test"}, {"study": "test", "consent": False, "external": {}}):
         reply = client.post("/api/sessions", json=body)
@@ -300,9 +314,10 @@ def test_null_means_none(start: Start, db: Database) -> None:
     assert rows == [("none", "none"), ("4", "none")]
 
 
+@pytest.mark.only("sqlite")
 def test_no_code_before_every_answer_is_stored(start: Start) -> None:
     player = start()
-    for most in (0, 10, 22, 29):
+    for most in (0, 5, 12, 14):
         player.answer(most=most, until="commenting")
         reply = player.client.post(f"{player.base}/finish")
         assert reply.status_code == 409
@@ -316,14 +331,14 @@ def test_withdrawal_deletes_everything(start: Start, db: Database) -> None:
     stays.answer()
     leaves.answer()
     reply = leaves.client.post(f"{leaves.base}/withdraw")
-    rows = {"labels": 32, "judgments": 30, "images": 32, "comments": 1, "recruiter_ids": 1}
+    rows = {"labels": 17, "judgments": 15, "images": 17, "comments": 1, "recruiter_ids": 1}
     assert reply.json() == {"state": "withdrawn", "deleted": True, "rows_deleted": rows, "rows_left": 0}
     assert leaves.client.post(f"{leaves.base}/withdraw").status_code == 200
     assert leaves.session()["state"] == "withdrawn"
     assert leaves.session()["trials"] == []
-    assert count(db, Response) == 32
-    assert count(db, Judgment) == 30
-    assert count(db, Trial) == 32
+    assert count(db, Response) == 17
+    assert count(db, Judgment) == 15
+    assert count(db, Trial) == 17
     assert count(db, Comment) == 1
     assert count(db, RecruiterId) == 0
     for refused in (
@@ -347,6 +362,7 @@ def test_the_comment_may_be_corrected_until_the_end(start: Start, db: Database) 
         assert session.scalars(select(Comment.text)).all() == ["second"]
 
 
+@pytest.mark.only("sqlite")
 def test_a_number_that_json_does_not_know_is_no_display(start: Start, db: Database) -> None:
     player = start()
     for number in ("NaN", "Infinity", "-Infinity", "1e999"):
@@ -387,7 +403,7 @@ def test_nothing_fails_after_a_commit(start: Start, db: Database, monkeypatch: p
     try:
         player = start()
         committed = False
-        for step in range(2 + 30 + 30):
+        for step in range(2 + 15 + 15):
             player.answer(most=1, until="commenting")
             assert committed, step
             committed = False
@@ -399,6 +415,7 @@ def test_nothing_fails_after_a_commit(start: Start, db: Database, monkeypatch: p
         event.remove(Session, "after_begin", refuse)
 
 
+@pytest.mark.only("sqlite")
 def test_a_body_beyond_all_need_is_refused(start: Start, db: Database) -> None:
     player = start()
     reply = player.client.post(f"{player.base}/comments", content=b'{"text": "' + b"x" * 300_000 + b'"}')
@@ -442,21 +459,25 @@ def test_those_who_arrive_together_get_different_numbers(client: TestClient, db:
         assert len(set(session.scalars(select(Participant.token)))) == 12
 
 
-def test_images_are_cached_for_ever(start: Start, pack: Pack) -> None:
+def test_images_are_cached_for_ever(start: Start, small: Pack) -> None:
     player = start()
     url = player.session()["trials"][5]["image"]
     reply = player.client.get(url)
-    assert reply.content == pack.image(url[9:73])
+    assert reply.content == small.image(url[9:73])
     assert "immutable" in reply.headers["cache-control"]
     assert reply.headers["content-type"] == "image/png"
 
 
-@pytest.mark.parametrize("depth", [2, 49, 50, 900, 945, 960, 1500])
-def test_a_nested_display_is_stored_or_refused(start: Callable[..., Player], depth: int) -> None:
+@pytest.mark.only("sqlite")
+def test_a_nested_display_is_stored_or_refused(start: Start) -> None:
     player = start()
-    display = '{"odd": ' + "[" * depth + "]" * depth + "}"
-    body = f'{{"answer_id": "{uuid.uuid4()}", "label": "1", "runner_up": "none", "display": {display}}}'
-    headers = {"Content-Type": "application/json"}
-    reply = player.client.put(f"{player.base}/trials/1/label", content=body, headers=headers)
-    assert reply.status_code in ((200,) if depth < 50 else (400, 422))
-    assert player.session()["next_position"] == (2 if depth < 50 else 1)
+    next_position = 1
+    for depth in (2, 49, 50, 900, 945, 960, 1500):
+        display = '{"odd": ' + "[" * depth + "]" * depth + "}"
+        body = f'{{"answer_id": "{uuid.uuid4()}", "label": "1", "runner_up": "none", "display": {display}}}'
+        headers = {"Content-Type": "application/json"}
+        url = f"{player.base}/trials/{next_position}/label"
+        reply = player.client.put(url, content=body, headers=headers)
+        assert reply.status_code in ((200,) if depth < 50 else (400, 422)), depth
+        next_position += depth < 50
+        assert player.session()["next_position"] == next_position, depth

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 from fastapi.testclient import TestClient
 
 from ml.pack import Pack
@@ -18,6 +19,7 @@ BY_HAND = [  # (fooled, second, none, yes) for each of three participants
 COUNTED = (*OUTCOMES[:7], "placebo_reasonable")  # the contract's
 
 
+@pytest.mark.only("sqlite")  # test_results.py reads such answers from both
 def test_three_participants_worked_by_hand(researcher: TestClient, pack: Pack) -> None:
     for plans in BY_HAND:
         play(researcher, "test", [pack], by_labels(plans))

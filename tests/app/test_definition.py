@@ -21,7 +21,11 @@ from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml import pack as pack_format
 from tests.app.conftest import PREPARED_AT, SECRET, STUDY, begin
+from tests.app.databases import KINDS
 from tests.packs import make_pack
+
+# What a file says is refused by itself; PostgreSQL for packs that are stored again.
+pytestmark = pytest.mark.only("sqlite")
 
 NOON = PREPARED_AT + timedelta(hours=12)
 
@@ -175,6 +179,7 @@ def test_the_file_name_is_the_url(tmp_path: Path, database: Database) -> None:
         freeze(database, path)
 
 
+@pytest.mark.only(*KINDS)
 def test_a_changed_file_is_a_new_version_and_an_old_one_comes_back(
     tmp_path: Path, database: Database
 ) -> None:
@@ -204,6 +209,7 @@ def test_another_pack_of_the_same_name_makes_a_new_version(tmp_path: Path, datab
     assert freeze(database, path, NOON + timedelta(hours=2)) != before
 
 
+@pytest.mark.only(*KINDS)
 def test_a_pack_that_comes_back_is_in_use_again(
     tmp_path: Path, database: Database, pack: pack_format.Pack
 ) -> None:
@@ -269,6 +275,7 @@ def test_two_labels_leave_no_placebo(tmp_path: Path, database: Database) -> None
             definitions.freeze(session, path, NOON)
 
 
+@pytest.mark.only(*KINDS)
 def test_importing_again_changes_nothing(database: Database, pack: pack_format.Pack) -> None:
     def counts() -> list[int | None]:
         with database.read() as session:

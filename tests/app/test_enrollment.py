@@ -22,25 +22,21 @@ from app.recruiters import PERSONAL
 from app.serving import prepare
 from app.settings import Settings
 from app.web import now
-from tests.app.conftest import STUDY, Player, begin
+from tests.app.conftest import Player, begin
 from tests.app.databases import contents
+from tests.app.small import SMALL_STUDY, db, prepared, settings, small, study
 from tests.app.test_pages import Fields, count
+
+__all__ = ["db", "prepared", "settings", "small", "study"]  # fixtures
 
 Start = Callable[..., Player]
 
 
 @pytest.fixture
-def db(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def policies(settings: Settings) -> Iterator[TestClient]:
+def policies(settings: Settings, prepared: str) -> Iterator[TestClient]:
     """An app with three more studies: one for each policy, and a second one of the default."""
     for policy in ("refuse", "new", "resume"):
-        text = f'{STUDY}\n[recruitment]\nreturning = "{policy}"\n'
+        text = f'{SMALL_STUDY}\n[recruitment]\nreturning = "{policy}"\n'
         (settings.studies / f"{policy}.toml").write_text(text)
     prepare(settings)
     with TestClient(create_app(settings)) as client:
@@ -64,13 +60,13 @@ def anew(client: TestClient) -> TestClient:
 # By a recruiter's id
 
 
-@pytest.mark.parametrize("name", PERSONAL)
-def test_a_recruiters_id_has_one_session_on_any_device(client: TestClient, db: Database, name: str) -> None:
-    first = token(consent(client, f"/study/test?{name}=abc&SESSION_ID=1"))
-    assert token(consent(anew(client), f"/study/test?{name}=abc&SESSION_ID=2")) == first
-    assert begin(anew(client), **{name: "abc"}).token == first
-    begin(anew(client), **{name: "abd"})
-    assert count(db, Participant) == 2
+def test_a_recruiters_id_has_one_session_on_any_device(client: TestClient, db: Database) -> None:
+    for already, name in enumerate(PERSONAL):
+        first = token(consent(anew(client), f"/study/test?{name}=abc&SESSION_ID=1"))
+        assert token(consent(anew(client), f"/study/test?{name}=abc&SESSION_ID=2")) == first, name
+        assert begin(anew(client), **{name: "abc"}).token == first, name
+        begin(anew(client), **{name: "abd"})
+        assert count(db, Participant) == 2 * (already + 1), name
 
 
 def test_coming_back_leads_to_where_one_was(client: TestClient, db: Database) -> None:
@@ -143,7 +139,7 @@ def test_the_present_files_policy_decides_for_those_of_before_too(
 ) -> None:
     def change(policy: str) -> None:
         path = settings.studies / "new.toml"
-        path.write_text(f'{STUDY}\n[recruitment]\nreturning = "{policy}"\n')
+        path.write_text(f'{SMALL_STUDY}\n[recruitment]\nreturning = "{policy}"\n')
         prepare(settings)
 
     first, second = (begin(policies, "new", id="a") for _ in range(2))
@@ -169,16 +165,13 @@ def test_a_link_that_works_once_goes_on_in_the_browser_that_began(policies: Test
     assert count(db, Participant) == 1
 
 
-@pytest.mark.parametrize(
-    "unfilled", ["{{%PROLIFIC_PID%}}", "%SURVEY_CODE%", "${e://Field/id}", "[%id%]", "<your id>"]
-)
-def test_a_placeholder_that_was_not_filled_in_is_nobody(
-    client: TestClient, db: Database, unfilled: str
-) -> None:
-    tokens = {token(consent(anew(client), "/study/test", PROLIFIC_PID=unfilled)) for _ in range(2)}
-    tokens |= {begin(client, PROLIFIC_PID=unfilled).token for _ in range(2)}
-    assert len(tokens) == 4
-    assert "Your consent" in anew(client).get("/study/test", params={"PROLIFIC_PID": unfilled}).text
+def test_a_placeholder_that_was_not_filled_in_is_nobody(client: TestClient) -> None:
+    for unfilled in ("{{%PROLIFIC_PID%}}", "%SURVEY_CODE%", "${e://Field/id}", "[%id%]", "<your id>"):
+        tokens = {token(consent(anew(client), "/study/test", PROLIFIC_PID=unfilled)) for _ in range(2)}
+        tokens |= {begin(client, PROLIFIC_PID=unfilled).token for _ in range(2)}
+        assert len(tokens) == 4, unfilled
+        page = anew(client).get("/study/test", params={"PROLIFIC_PID": unfilled})
+        assert "Your consent" in page.text, unfilled
 
 
 def test_spaces_around_an_id_are_nobodys(client: TestClient) -> None:
@@ -343,7 +336,7 @@ def test_a_withdrawn_session_is_not_offered_again(client: TestClient) -> None:
 
 def test_the_way_back_names_whom_the_recruiter_sent(settings: Settings) -> None:
     url = "https://sona.example/credit?experiment=7&survey_code={survey_code}&cc={code}&pid={PROLIFIC_PID}"
-    text = f'{STUDY}\n[completion]\nredirect_url = "{url}"\n'
+    text = f'{SMALL_STUDY}\n[completion]\nredirect_url = "{url}"\n'
     (settings.studies / "test.toml").write_text(text)
     prepare(settings)
     with TestClient(create_app(settings)) as client:
@@ -418,7 +411,7 @@ def test_exposures_are_what_was_answered_or_may_still_be(client: TestClient, db:
             simulated: Exposures().count(session, study.id, simulated, now()) for simulated in (False, True)
         }
         expected: Counter[int] = Counter()
-        for player, images in ((finished, 30), (amid, 30), (silent, 5)):
+        for player, images in ((finished, 12), (amid, 12), (silent, 5)):
             expected.update(
                 session.scalars(
                     select(Trial.stimulus_id)
@@ -429,7 +422,7 @@ def test_exposures_are_what_was_answered_or_may_still_be(client: TestClient, db:
                 )
             )
     assert counted[False] == expected
-    assert sum(counted[True].values()) == 30
+    assert sum(counted[True].values()) == 12
 
 
 # Leaving
@@ -462,11 +455,11 @@ def test_the_private_code_deletes_everything_and_proves_it(
     ).is_redirect
     page = elsewhere.post("/withdraw", data={"code": f" {typed} "})
     assert "Delete all your answers?" in page.text
-    for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):
+    for line in ("images read: 14", "mistakes judged: 12", "comments: 1", "ids from a recruiter’s link: 1"):
         assert line in page.text
     assert remark.encode() in contents(settings.database_url)
     receipt = elsewhere.post(str(page.url.path)).text
-    for line in ("images read: 32", "mistakes judged: 30", "comments: 1", "ids from a recruiter’s link: 1"):
+    for line in ("images read: 14", "mistakes judged: 12", "comments: 1", "ids from a recruiter’s link: 1"):
         assert line in receipt
     assert "Counted in the database just now: 0 of these are left." in receipt
     assert receipt == elsewhere.get(f"/s/{player.token}").text, "the receipt stays"
@@ -474,9 +467,9 @@ def test_the_private_code_deletes_everything_and_proves_it(
         person = session.scalars(select(Participant).where(Participant.token == player.token)).one()
         assert (person.finished_at, person.completion_code) == (None, None), "the code is no longer valid"
         assert person.deleted == {
-            "labels": 32,
-            "judgments": 30,
-            "images": 32,
+            "labels": 14,
+            "judgments": 12,
+            "images": 14,
             "comments": 1,
             "recruiter_ids": 1,
         }
@@ -492,7 +485,7 @@ def test_a_receipt_counts_what_was_written(start: Start) -> None:
     player.answer(until="commenting")
     player.client.post(f"{player.base}/comments", json={"text": ""})
     rows = player.client.post(f"{player.base}/withdraw").json()["rows_deleted"]
-    assert rows == {"labels": 32, "judgments": 30, "images": 32, "comments": 0, "recruiter_ids": 0}
+    assert rows == {"labels": 14, "judgments": 12, "images": 14, "comments": 0, "recruiter_ids": 0}
 
 
 def test_who_answers_holds_their_images(client: TestClient, db: Database) -> None:
@@ -505,11 +498,11 @@ def test_who_answers_holds_their_images(client: TestClient, db: Database) -> Non
         with db.read() as session:
             study = session.scalars(select(Study)).one()
             held = sum(Exposures().count(session, study.id, False, now()).values())
-        assert held == (1 if question == "label" else 30)
+        assert held == (1 if question == "label" else 12)
         player.answer(most=1)
         with db.read() as session:
             assert session.scalars(select(Participant.last_seen_at)).one() > now() - ABANDONED_AFTER
-            assert sum(Exposures().count(session, study.id, False, now()).values()) == 30
+            assert sum(Exposures().count(session, study.id, False, now()).values()) == 12
         player.answer(until="judging")
 
 

@@ -19,7 +19,11 @@ from app.models import Participant, Unmasking
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app.conftest import Player, sign_in
+from tests.app.databases import KINDS
 from tests.app.oracle import by_labels, play, read_csv, strict
+
+# PostgreSQL for the rows themselves and who is among them.
+pytestmark = pytest.mark.only("sqlite")
 
 Start = Callable[..., Player]
 
@@ -49,6 +53,7 @@ def pseudonym(settings: Settings, token: str) -> str:
     return name
 
 
+@pytest.mark.only(*KINDS)
 def test_one_row_an_answered_trial_as_it_was_answered(
     researcher: TestClient, settings: Settings, start: Start, pack: Pack
 ) -> None:
@@ -147,6 +152,7 @@ def test_nothing_in_the_csv_names_a_person_or_runs_as_a_formula(
     assert f"<blockquote>{nasty}&lt;script&gt;alert(1)&lt;/script&gt;" in page, "a comment is text"
 
 
+@pytest.mark.only(*KINDS)
 def test_who_is_in_the_csv(researcher: TestClient, settings: Settings, start: Start, pack: Pack) -> None:
     excluded = play(researcher, "test", [pack], lambda s: {"label": "1", "runner_up": "2", "plausible": True})
     unfinished, stranger, leaves = start(), start(simulated="yes"), start()
@@ -168,6 +174,7 @@ def test_before_anybody_came_there_is_a_header(researcher: TestClient) -> None:
     assert csv(researcher) == ",".join(COLUMNS) + "\r\n"
 
 
+@pytest.mark.only(*KINDS)
 def test_batches_leave_nothing_out(
     researcher: TestClient, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

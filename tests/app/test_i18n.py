@@ -30,6 +30,9 @@ from app.settings import ROOT, Settings
 from tests.app.conftest import STUDY, Player
 from tests.packs import make_pack
 
+# Texts of pages, whatever the database.
+pytestmark = pytest.mark.only("sqlite")
+
 PLACEHOLDER = re.compile(r"(%\(\w+\)s)")
 TRANSLATIONS = sorted(set(LANGUAGES) - {SOURCE})
 

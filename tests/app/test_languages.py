@@ -17,7 +17,14 @@ from app.main import create_app
 from app.serving import prepare
 from app.settings import Settings
 from tests.app.conftest import STUDY, Player, begin
+from tests.app.databases import KINDS
+from tests.app.small import SMALL_STUDY, prepared, settings, small, study
 from tests.app.test_pages import Fields
+
+__all__ = ["prepared", "settings", "small", "study"]  # fixtures
+
+# The words of pages; that the language of a session is stored is asked of both.
+pytestmark = pytest.mark.only("sqlite")
 
 CHINESE = """
 [translations.zh]
@@ -34,9 +41,9 @@ HAN = re.compile(r"[\u4e00-\u9fff]")
 
 
 @pytest.fixture
-def visit(settings: Settings) -> Iterator[Callable[[str], TestClient]]:
+def visit(settings: Settings, prepared: str) -> Iterator[Callable[[str], TestClient]]:
     """A browser that asks for a language; the study "test" is English only, "both" comes in Chinese too."""
-    (settings.studies / "both.toml").write_text(STUDY + CHINESE, encoding="utf-8")
+    (settings.studies / "both.toml").write_text(SMALL_STUDY + CHINESE, encoding="utf-8")
     prepare(settings)
     app = create_app(settings)
     with TestClient(app):
@@ -215,6 +222,7 @@ def test_a_session_keeps_its_language_on_another_device(visit: Callable[[str], T
     assert language_of(visit("zh").get(reply.json()["url"]).text) == "en"
 
 
+@pytest.mark.only(*KINDS)
 def test_one_who_comes_back_is_greeted_in_the_sessions_language(visit: Callable[[str], TestClient]) -> None:
     begun = visit("zh-CN").post("/study/both?lang=zh", data={"id": "7", "consent": "yes", "language": "zh"})
     assert language_of(begun.text) == "zh"
@@ -313,7 +321,7 @@ def test_a_wrong_translation_is_one_clear_line(
 
 def test_a_study_may_be_in_chinese_alone(settings: Settings) -> None:
     texts = CHINESE.replace("[translations.zh]", "[texts]").replace('title = "测试用的研究"\n', "")
-    head = STUDY.split("[texts]")[0].replace("A study for tests", "测试用的研究")
+    head = SMALL_STUDY.split("[texts]")[0].replace("A study for tests", "测试用的研究")
     (settings.studies / "test.toml").write_text(
         head.replace("seed = 7", 'seed = 7\nlanguage = "zh"') + texts, encoding="utf-8"
     )

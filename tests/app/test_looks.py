@@ -7,11 +7,15 @@ from fastapi.testclient import TestClient
 
 from app.sequential import boundaries
 from ml.pack import Pack
+from tests.app.databases import KINDS
 from tests.app.oracle import Choose, by_labels, expected_comparison, main_trials, play, strict
 from tests.app.reading import Page, assert_no_nonsense, assert_page_says, p_value, points
 from tests.app.small import SMALL_STUDY, prepared, settings, small
 
 __all__ = ["prepared", "settings", "small"]  # fixtures
+
+# PostgreSQL for what is put on record.
+pytestmark = pytest.mark.only("sqlite")
 
 FAR = by_labels({"undefended": (0, 0, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)})
 NEAR = by_labels(
@@ -105,6 +109,7 @@ def test_each_look_is_over_the_first_to_finish_and_against_its_own_boundary(
     assert primary["participants"] == 9
 
 
+@pytest.mark.only(*KINDS)
 def test_a_look_that_was_seen_stays_what_it_was(researcher: TestClient, small: Pack) -> None:
     tokens = [play(researcher, "test", [small], FAR) for _ in range(7)]
     before = strict(researcher.get("/results/test.json").text)["looks"][0]

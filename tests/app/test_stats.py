@@ -25,7 +25,7 @@ from app.differences import SignFlip, mean_difference, sign_flip
 from app.stats import Interval, NewImages, Rate
 from tests.app.oracle import holm
 
-many_examples = settings(deadline=None, max_examples=100)
+many_examples = settings(deadline=None, max_examples=50)
 
 
 def table(rows: list[str]) -> list[Cell]:

@@ -19,7 +19,7 @@ MODELS = ("undefended", "distilled", "gradient_regularized")
 LABELS = 4
 IMAGES = 5
 TRIALS = 9
-several_examples = settings(deadline=None, max_examples=25)
+several_examples = settings(deadline=None, max_examples=12)
 
 
 def stimuli() -> Stimuli:

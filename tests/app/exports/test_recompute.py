@@ -113,7 +113,7 @@ def test_a_look_whose_people_are_gone_is_not_recomputed(world: World) -> None:
 
 @pytest.mark.parametrize(("study", "data"), [("full-study", "real"), ("masked", "real")])
 def test_every_kind_of_number_is_compared(world: World, study: str, data: str) -> None:
-    """One leaf of each kind in results.json is changed a little; the script must name just that one."""
+    """One leaf of each kind in results.json is changed a little; the script must name just those."""
     folder = world.export(study, data)
     problems: list[str] = []
     expected = recompute.recompute(folder, problems)
@@ -123,19 +123,22 @@ def test_every_kind_of_number_is_compared(world: World, study: str, data: str) -
     for path, _ in recompute.leaves(expected):
         kinds.setdefault(re.sub(names, "*", path), path)
     assert len(kinds) > 100
-    found = json.loads((folder / "results.json").read_text())
-    for path in kinds.values():
-        *way, last = path.split("/")
-        branch: Any = found
-        for key in way:
-            branch = branch[int(key) if isinstance(branch, list) else key]
-        place: Any = int(last) if isinstance(branch, list) else last
-        was, branch[place] = branch[place], _altered(branch[place])
+    text = (folder / "results.json").read_text()
+    for start in range(10):  # not all at once: some say of others whether they count
+        changed, found = list(kinds.values())[start::10], json.loads(text)
+        for path in changed:
+            *way, last = path.split("/")
+            branch: Any = found
+            for key in way:
+                branch = branch[int(key) if isinstance(branch, list) else key]
+            place: Any = int(last) if isinstance(branch, list) else last
+            branch[place] = _altered(branch[place])
         lines = list(recompute.differing(found, expected))
-        assert lines, path
-        assert all(re.match(rf"{re.escape(path)}[:/]", line) for line in lines), lines
-        branch[place] = was
-    assert not list(recompute.differing(found, expected))
+        starts = {path: (f"{path}:", f"{path}/") for path in changed}
+        assert [path for path in changed if not any(line.startswith(starts[path]) for line in lines)] == []
+        every = tuple(start for both in starts.values() for start in both)
+        assert [line for line in lines if not line.startswith(every)] == []
+    assert not list(recompute.differing(json.loads(text), expected))
 
 
 def _altered(value: Any) -> Any:
