@@ -7,14 +7,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Browser, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 
 from app.db import Database
 from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests import browser as chromium
-from tests.app.chromium.visitor import Visit, Visitor
+from tests.app.chromium.visitor import SHORT, Visit, Visitor
 from tests.app.conftest import STUDY, Server, installation, serving
 from tests.app.databases import Databases
 from tests.packs import make_pack
@@ -29,7 +29,16 @@ FLAGS = [
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Databases) -> Settings:
+def short(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Of few labels, and so of a study of few trials."""
+    folder = tmp_path_factory.mktemp("short")
+    return make_pack(folder / "short-pack", "short-pack", labels=tuple("0123"), targets=2)
+
+
+@pytest.fixture(scope="session")
+def settings(
+    tmp_path_factory: pytest.TempPathFactory, pack: Pack, short: Pack, databases: Databases
+) -> Settings:
     folder = tmp_path_factory.mktemp("browser")
     settings = installation(folder, pack, databases.new(folder))
     for name in ("watched", "looked-at", "results"):
@@ -37,10 +46,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Da
     careful = STUDY.replace("A study for tests", "With the default time").replace("min_answer_ms = 0\n", "")
     (settings.studies / "careful.toml").write_text(careful)
     blocks = STUDY.replace("A study for tests", "With pauses")
-    blocks = blocks.replace("[primary]", "pause_after = 5\nrotate_questions = true\n\n[primary]", 1)
+    blocks = blocks.replace("[primary]", "pause_after = 3\nrotate_questions = true\n\n[primary]", 1)
     (settings.studies / "blocks.toml").write_text(blocks)
-    # Packs that no other test shares: they go into the database alone.
-    stimuli = tmp_path_factory.mktemp("larger")
+    # Packs that no test elsewhere shares: they go into the database alone.
+    stimuli = short.directory.parent
     make_pack(stimuli / "larger-pack", "larger-pack", size=32)
     kinds = STUDY.replace("A study for tests", "With images of two sizes")
     kinds = kinds.replace('packs = ["test-pack"]', 'packs = ["test-pack", "larger-pack"]')
@@ -48,6 +57,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, pack: Pack, databases: Da
     make_pack(stimuli / "words-pack", "words-pack", labels=("box", "horizontal", "vertical"), targets=2)
     words = STUDY.replace("test-pack", "words-pack").replace("seed = 7", "seed = 7\ntrials = 9")
     (settings.studies / "words.toml").write_text(words)
+    few = STUDY.replace("A study for tests", "A short study").replace("test-pack", "short-pack")
+    (settings.studies / "short.toml").write_text(few.replace("seed = 7", f"seed = 7\ntrials = {SHORT}"))
     prepare(replace(settings, stimuli=stimuli, studies=stimuli))
     (settings.studies / "kinds.toml").write_text(kinds)
     return settings
@@ -76,19 +87,89 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
     browser.close()
 
 
-@pytest.fixture
-def visit(browser: Browser, server: Server) -> Iterator[Visit]:
-    """A new person's browser, `at` a server, with the context options of Playwright."""
-    visitors: list[Visitor] = []
+class Browsers:
+    """Browser contexts for one person after the other.
 
-    def new(at: str = server.url, **options: Any) -> Visitor:
-        visitors.append(Visitor(browser.new_context(base_url=at, **options), at))
-        return visitors[-1]
+    A new one is a new process, which takes longer than what many a test does in it. So one that a test has left is
+    emptied and given to the next test with the same options. An empty page keeps its process alive.
+    """
+
+    IDLE = 4
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+        self._empty: dict[BrowserContext, Page] = {}
+        self._idle: dict[BrowserContext, str] = {}  # its options; the first was left first
+
+    def new(self, options: dict[str, Any]) -> BrowserContext:
+        return self._browser.new_context(**options)
+
+    def take(self, options: dict[str, Any]) -> BrowserContext:
+        for context, own in self._idle.items():
+            if own == str(options):
+                break
+        else:
+            context = self.new(options)
+            self._empty[context] = context.new_page()
+            return context
+        del self._idle[context]
+        context.clear_cookies()
+        tools = context.new_cdp_session(self._empty[context])
+        tools.send("Network.clearBrowserCache")
+        tools.send("Storage.clearDataForOrigin", {"origin": options["base_url"], "storageTypes": "all"})
+        tools.detach()
+        return context
+
+    def give_back(self, context: BrowserContext, options: dict[str, Any]) -> None:
+        context.unroute_all(behavior="ignoreErrors")
+        context.set_offline(False)
+        for page in context.pages:
+            if page is not self._empty[context]:
+                page.close()
+        self._idle[context] = str(options)
+        if len(self._idle) > self.IDLE:
+            oldest = next(iter(self._idle))
+            del self._idle[oldest], self._empty[oldest]
+            oldest.close()
+
+
+@pytest.fixture(scope="package")
+def browsers(browser: Browser) -> Browsers:
+    return Browsers(browser)
+
+
+MEDIA = ("color_scheme", "reduced_motion", "forced_colors", "contrast")
+
+
+@pytest.fixture
+def visit(browsers: Browsers, databases: Databases, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """A new person's browser, `at` a server, with the context options of Playwright.
+
+    What a test adds to its context for good (a script, a clock) needs an `own` one.
+    """
+    visitors: list[tuple[Visitor, dict[str, Any] | None]] = []  # with the options, if others use it after
+
+    def new(at: str | None = None, own: bool = False, **options: Any) -> Visitor:
+        # A test with a server of its own needs no other one.
+        home = at or request.getfixturevalue("server").url
+        options["base_url"] = home
+        media = {name: options.pop(name) for name in MEDIA if name in options}
+        viewport = None if options.get("is_mobile") else options.pop("viewport", None)
+        alone = own or at is not None
+        context = browsers.new(options) if alone else browsers.take(options)
+        visitors.append(
+            (Visitor(context, home, viewport=viewport, media=media), None if alone else options)
+        )
+        return visitors[-1][0]
 
     yield new
-    for visitor in visitors:
-        visitor.context.close()
-    assert [fault for visitor in visitors for fault in visitor.faults] == []
+    for visitor, options in visitors:
+        visitor.leave()
+        if options is None:
+            visitor.context.close()
+        else:
+            browsers.give_back(visitor.context, options)
+    assert [fault for visitor, _ in visitors for fault in visitor.faults] == []
 
 
 @pytest.fixture

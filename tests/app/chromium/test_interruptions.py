@@ -142,7 +142,7 @@ def test_two_tabs_are_one_session(visit: Visit, db: Database, api: httpx2.Client
     visitor = visit()
     visitor.forgiven = "409"  # how a tab learns that it is behind
     if not in_touch:
-        visitor.context.add_init_script("delete window.BroadcastChannel")
+        visitor.prepare = lambda page: page.add_init_script("delete window.BroadcastChannel")
     one = visitor.begin()
     token = token_of(one)
     two = visitor.page(f"/s/{token}")

@@ -37,7 +37,7 @@ def test_two_tabs_without_connection_are_one_session(visit: Visit, db: Database,
     visitor = visit()
     visitor.forgiven = CUT_OFF + "|409"
     if not in_touch:  # an older browser: what another tab has answered is found out when it is answered again
-        visitor.context.add_init_script("delete window.BroadcastChannel")
+        visitor.prepare = lambda page: page.add_init_script("delete window.BroadcastChannel")
     one = visitor.begin()
     token = token_of(one)
     two = visitor.page(f"/s/{token}")
@@ -175,13 +175,12 @@ def test_a_withdrawal_here_is_forgotten_here(visit: Visit, db: Database) -> None
 def test_without_a_store_the_page_waits_for_the_server(visit: Visit, db: Database, broken: str) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF
-    visitor.context.add_init_script(
-        {
-            "missing": "Object.defineProperty(window, 'indexedDB', { value: undefined });",
-            "refusing": "IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); };",
-            "full": "IDBObjectStore.prototype.add = () => { throw new DOMException('no', 'QuotaExceededError'); };",
-        }[broken]
-    )
+    script = {
+        "missing": "Object.defineProperty(window, 'indexedDB', { value: undefined });",
+        "refusing": "IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError'); };",
+        "full": "IDBObjectStore.prototype.add = () => { throw new DOMException('no', 'QuotaExceededError'); };",
+    }[broken]
+    visitor.prepare = lambda page: page.add_init_script(script)
     page = visitor.begin()
     token = token_of(page)
     by_clicks(page, range(1, 3))

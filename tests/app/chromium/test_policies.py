@@ -39,8 +39,12 @@ addEventListener("securitypolicyviolation", (event) =>
 def watched(visitor: Visitor) -> list[str]:
     """What the policy has blocked on this visitor's pages, from here on."""
     found: list[str] = []
-    visitor.context.expose_binding("violated", lambda _, told: found.append(told))
-    visitor.context.add_init_script(WATCH)
+
+    def watch(page: Page) -> None:
+        page.expose_binding("violated", lambda _, told: found.append(told))
+        page.add_init_script(WATCH)
+
+    visitor.prepare = watch
     return found
 
 
@@ -188,7 +192,7 @@ def smuggle(visitor: Visitor, path: str, change: Callable[[str], str]) -> Page:
         assert reply.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
         route.fulfill(response=reply, body=change(reply.text()))
 
-    page = visitor.context.new_page()
+    page = visitor.blank()
     page.route(f"**{path}", changed)
     return page
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, ViewportSize, expect
 from sqlalchemy import select
 
 from app.db import Database
@@ -14,9 +14,12 @@ from app.models import Comment, Judgment, Participant, RecruiterId, Response, Tr
 from tests.app.conftest import Player
 
 NATIVE = 28  # the side of an image of the test pack
+TRIALS = 30  # of a study of that pack, after two for practice
+SHORT = 12  # of the short study, which is as quick to play to its end
 
 # What is answered to image 1, 2, ... (practice first), over and over: (label, runner-up).
-LABELS = (("3", "5"), ("none", "none"), ("0", "none"), ("9", "8"), ("7", "1"), ("1", "7"), ("none", "none"))
+# All of it is among the labels of the short study, too.
+LABELS = (("3", "1"), ("none", "none"), ("0", "none"), ("2", "3"), ("1", "0"), ("0", "2"), ("none", "none"))
 VERDICTS = (True, False, False)
 
 # What the console says while a test keeps the server away; and the requests that carry labels.
@@ -38,10 +41,18 @@ class Visitor:
     home: str
     faults: list[str] = field(default_factory=list)
     forgiven: str | None = None  # a pattern of console errors that the test itself provokes
+    # What holds for each page that is opened from here on.
+    viewport: ViewportSize | None = None
+    media: dict[str, Any] = field(default_factory=dict)
+    prepare: Callable[[Page], object] = lambda page: None
 
     def __post_init__(self) -> None:
         self.context.set_default_timeout(15_000)
         self.context.on("page", self._watch)
+
+    def leave(self) -> None:
+        """Somebody else may come to this browser."""
+        self.context.remove_listener("page", self._watch)
 
     def _watch(self, page: Page) -> None:
         page.on("pageerror", lambda error: self.faults.append(f"{page.url}: {error}"))
@@ -57,8 +68,17 @@ class Visitor:
             self.faults.append(f"a request to another host: {url}")
 
     def page(self, path: str = "/study/test") -> Page:
-        page = self.context.new_page()
+        page = self.blank()
         page.goto(path)
+        return page
+
+    def blank(self) -> Page:
+        page = self.context.new_page()
+        if self.viewport:
+            page.set_viewport_size(self.viewport)
+        if self.media:
+            page.emulate_media(**self.media)
+        self.prepare(page)
         return page
 
     def begin(self, path: str = "/study/test") -> Page:
@@ -84,7 +104,7 @@ def advance(player: Player, until: str, most: int = 1000) -> None:
         elif here["next_position"] is None:
             here = player.session()
         else:
-            labels = {"label": "3", "runner_up": "5"}
+            labels = {"label": "3", "runner_up": "1"}
             question = "label" if here["state"] == "labelling" else "plausibility"
             answer: dict[str, Any] = labels if question == "label" else {"plausible": True}
             here = player.put(here["next_position"], question, **answer).raise_for_status().json()
@@ -123,8 +143,8 @@ def keys(page: Page) -> Locator:
     return page.get_by_text(re.compile("Enter continue"))
 
 
-def name_of(position: int) -> str:
-    return f"Practice {position} of 2" if position <= 2 else f"Image {position - 2} of 30"
+def name_of(position: int, of: int = TRIALS) -> str:
+    return f"Practice {position} of 2" if position <= 2 else f"Image {position - 2} of {of}"
 
 
 def painted(page: Page) -> None:
@@ -153,17 +173,17 @@ def choose(page: Page, label: str, runner_up: str) -> None:
         second_labels(page).get_by_role("radio", name=second, exact=True).check()
 
 
-def by_clicks(page: Page, positions: range) -> None:
+def by_clicks(page: Page, positions: range, of: int = TRIALS) -> None:
     for position in positions:
-        expect(progress(page)).to_have_text(name_of(position))
+        expect(progress(page)).to_have_text(name_of(position, of))
         choose(page, *label_of(position))
         go(page).click()
 
 
-def judge_by_clicks(page: Page, numbers: range) -> None:
+def judge_by_clicks(page: Page, numbers: range, of: int = TRIALS) -> None:
     for number in numbers:
         expect(page.get_by_role("group", name="Is this a reasonable mistake?")).to_be_visible()
-        expect(progress(page)).to_have_text(f"Image {number} of 30")
+        expect(progress(page)).to_have_text(f"Image {number} of {of}")
         settled(page)
         verdict(page, "Yes" if VERDICTS[number % len(VERDICTS)] else "No").check()
         go(page).click()
@@ -233,11 +253,11 @@ def judging_order(db: Database, token: str) -> list[int]:
         return list(session.scalars(query.order_by(Trial.judging_order)))
 
 
-def assert_as_planned(db: Database, token: str, measured: bool = True) -> None:
+def assert_as_planned(db: Database, token: str, of: int, measured: bool = True) -> None:
     """Every trial has exactly the answer of the plan, with its time and how it was shown."""
     found = rows(db, token)
     order = {position: number for number, position in enumerate(judging_order(db, token), start=1)}
-    assert [row.position for row in found] == list(range(1, 33))
+    assert [row.position for row in found] == list(range(1, of + 3))
     for row in found:
         assert (row.label, row.runner_up) == label_of(row.position), row.position
         number = order.get(row.position)
