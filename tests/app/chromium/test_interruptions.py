@@ -11,9 +11,7 @@ from tests.app.chromium.visitor import (
     advance,
     by_clicks,
     choose,
-    first_labels,
     go,
-    image,
     judge_by_clicks,
     judging_order,
     keys,
@@ -23,7 +21,6 @@ from tests.app.chromium.visitor import (
     progress,
     rows,
     saved,
-    second_labels,
     settled,
     token_of,
     verdict,
@@ -201,15 +198,20 @@ def test_nothing_moves_around_the_image(visit: Visit) -> None:
             places.append(where(page))
             go(page).click()
             expect(page.get_by_role("alert")).to_be_visible()
-            page.evaluate("scrollTo(0, 0)")
             places.append(where(page))
             choose(page, *label_of(position))
-            page.evaluate("scrollTo(0, 0)")
             places.append(where(page))
             go(page).click()
         assert all(place == places[0] for place in places), places
 
 
 def where(page: Page) -> list[object]:
-    things = (image(page), first_labels(page), second_labels(page), go(page))
-    return [thing.bounding_box() for thing in things]
+    """The places of the image, both questions and the button, with the page at its top."""
+    places: list[object] = page.evaluate(
+        """() => {
+            scrollTo(0, 0);
+            const ids = ["stimulus", "label", "runner_up", "continue"];
+            return ids.map((id) => document.getElementById(id).getBoundingClientRect().toJSON());
+        }"""
+    )
+    return places

@@ -14,6 +14,7 @@ from app.db import Database
 from ml.pack import Pack
 from tests.app.chromium.visitor import (
     NATIVE,
+    SHORT,
     VERDICTS,
     Visit,
     Visitor,
@@ -44,24 +45,24 @@ from tests.app.conftest import Player, begin
 
 
 def test_a_whole_session_by_keyboard_alone(visit: Visit, db: Database) -> None:
-    page = visit(viewport={"width": 1280, "height": 720}).page("/study/test?PROLIFIC_PID=abc")
+    page = visit(viewport={"width": 1280, "height": 720}).page("/study/short?PROLIFIC_PID=abc")
     keyboard = page.keyboard
     reach(page, page.get_by_role("checkbox", name="I agree to all of this"))
     keyboard.press("Space")
     reach(page, page.get_by_role("button", name="Begin"))
     keyboard.press("Enter")
 
-    for position in range(1, 33):
-        expect(progress(page)).to_have_text(name_of(position))
+    for position in range(1, SHORT + 3):
+        expect(progress(page)).to_have_text(name_of(position, SHORT))
         expect(page.get_by_role("radio", checked=True)).to_have_count(0)
         painted(page)
         label, runner_up = label_of(position)
         if position == 4:  # undone: the second label, then the first one too
-            for key in ("2", "6", "Backspace", "Backspace"):
+            for key in ("2", "3", "Backspace", "Backspace"):
                 keyboard.press(key)
             expect(page.get_by_role("radio", checked=True)).to_have_count(0)
         if position == 5:  # a changed mind: the second label, thrice
-            for key in ("9", "1", "n", "9"):  # 9 is the first label and cannot be the second
+            for key in ("3", "1", "n", "3"):  # 3 is the first label and cannot be the second
                 keyboard.press(key)
             keyboard.press("Backspace")
             keyboard.press("Backspace")
@@ -82,9 +83,9 @@ def test_a_whole_session_by_keyboard_alone(visit: Visit, db: Database) -> None:
             reach(page, go(page))
         keyboard.press("Enter")
 
-    for number in range(1, 31):
+    for number in range(1, SHORT + 1):
         expect(page.get_by_text("The computer’s answer:")).to_be_visible()
-        expect(progress(page)).to_have_text(f"Image {number} of 30")
+        expect(progress(page)).to_have_text(f"Image {number} of {SHORT}")
         painted(page)
         if number == 2:
             keyboard.press("Enter")
@@ -94,15 +95,15 @@ def test_a_whole_session_by_keyboard_alone(visit: Visit, db: Database) -> None:
         keyboard.press("Enter")
 
     reach(page, page.get_by_role("textbox", name="How do the sheets differ?"))
-    keyboard.type("Sheet B is the clearest: 1, 7 and n.")
+    keyboard.type("Sheet B is the clearest: 1, 2 and n.")
     reach(page, page.get_by_role("button", name="Finish"))
     keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
 
     token = token_of(page)
-    assert_as_planned(db, token)
+    assert_as_planned(db, token, SHORT)
     participant = participant_of(db, token)
-    assert comment_of(db, token) == "Sheet B is the clearest: 1, 7 and n."
+    assert comment_of(db, token) == "Sheet B is the clearest: 1, 2 and n."
     assert recruiter_ids_of(db, token) == ["abc"]
     assert participant.completion_code is not None
     expect(page.locator("#completion-code")).to_have_text(participant.completion_code)
@@ -125,17 +126,18 @@ def phone(visit: Visit, ratio: float) -> Visitor:
     return visitor
 
 
+@pytest.mark.only("sqlite")  # what is stored is stored as in the session by keyboard
 def test_the_bot_plays_a_whole_session_by_touch_on_a_small_phone(
-    visit: Visit, db: Database, pack: Pack
+    visit: Visit, db: Database, short: Pack
 ) -> None:
     """The bot of `simulate` sees what a participant sees, and taps what they tap."""
     page = phone(visit, 1.5).page("/")
-    page.get_by_role("link", name="A study for tests").first.tap()
+    page.get_by_role("link", name="A short study").tap()
     page.get_by_role("checkbox", name="I agree to all of this").tap()
     page.get_by_role("button", name="Begin").tap()
     labels: list[tuple[str, str | None]] = []
     verdicts: list[bool] = []
-    playing = bot(seen(page), pack, Rates(PAPER_FOOLED, PAPER_REASONABLE), random.Random(5), "By a bot.")
+    playing = bot(seen(page), short, Rates(PAPER_FOOLED, PAPER_REASONABLE), random.Random(5), "By a bot.")
     answer = next(playing)
     while not isinstance(answer, Remark):
         if isinstance(answer, Labels):
@@ -169,7 +171,7 @@ def test_the_bot_plays_a_whole_session_by_touch_on_a_small_phone(
 
 def seen(page: Page) -> Seen:
     """What the page shows, once it shows a trial or the last page."""
-    labels = tuple(str(digit) for digit in range(10))
+    labels = tuple("0123")  # of the short study
     questions = ("label", "runner_up", "plausibility")
     expect(page.locator("[data-shown], #comment")).to_have_count(1)
     stage = page.locator("#stage")
@@ -189,48 +191,53 @@ def seen(page: Page) -> Seen:
 
 @pytest.mark.only("sqlite")  # nothing of it is stored
 def test_every_page_fits_a_small_phone(visit: Visit, api: httpx2.Client, db: Database) -> None:
+    """The pages with images are looked at on three kinds of screen: what else there is, is as wide on each."""
     phones = {ratio: phone(visit, ratio).page("/") for ratio in (1.5, 2, 2.625)}
+    page = phones[2]
     player = begin(api)
+
+    def open_on(page: Page, path: str) -> None:
+        page.goto(path)
+        assert_fits(page)
 
     def everywhere(path: str) -> Iterator[tuple[float, Page]]:
         for ratio, page in phones.items():
-            page.goto(path)
+            open_on(page, path)
             assert page.evaluate("devicePixelRatio") == ratio
-            assert_fits(page)
             yield ratio, page
 
     for path in ("/", "/study/test", "/nothing"):
-        list(everywhere(path))
+        open_on(page, path)
     for state in ("labelling", "judging"):
         advance(player, state)
-        for ratio, page in everywhere(f"/s/{player.token}"):
-            settled(page)
-            assert_touchable(page, "input[type=radio]", "button:visible", ".foot a")
-            box = image(page).bounding_box()
+        for ratio, screen in everywhere(f"/s/{player.token}"):
+            settled(screen)
+            assert_touchable(screen, "input[type=radio]", "button:visible", ".foot a")
+            box = image(screen).bounding_box()
             assert box is not None
             assert box["width"] >= 5 * NATIVE
             assert_crisp(box["width"], ratio)
-            button = go(page).bounding_box()
+            button = go(screen).bounding_box()
             assert button is not None
             assert button["y"] + button["height"] <= 640, "all that a trial needs is on the first screen"
     advance(player, "commenting")
-    for ratio, page in everywhere(f"/s/{player.token}"):
-        assert_touchable(page, "textarea", "button", ".foot a")
-        sheets = page.get_by_role("img", name=re.compile("^Sheet")).all()
+    for ratio, screen in everywhere(f"/s/{player.token}"):
+        assert_touchable(screen, "textarea", "button", ".foot a")
+        sheets = screen.get_by_role("img", name=re.compile("^Sheet")).all()
         assert len(sheets) == 3
         for sheet in sheets:
             box = sheet.bounding_box()
             assert box is not None
             assert_crisp(box["width"], ratio, native=int(sheet.get_attribute("width") or 0))
     advance(player, "finished")
-    for _, page in everywhere(f"/s/{player.token}"):
-        expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
-    for _, page in everywhere(f"/s/{player.token}/withdraw"):
-        assert_touchable(page, "button", "a.plain")
+    open_on(page, f"/s/{player.token}")
+    expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
+    open_on(page, f"/s/{player.token}/withdraw")
+    assert_touchable(page, "button", "a.plain")
     page.get_by_role("button", name="Delete everything").tap()
     expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
-    for _, page in everywhere(f"/s/{player.token}"):
-        expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
+    open_on(page, f"/s/{player.token}")
+    expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
     assert rows(db, player.token) == []
 
 
@@ -242,28 +249,28 @@ def assert_fits(page: Page) -> None:
 def assert_touchable(page: Page, *selectors: str) -> None:
     """Keys, buttons and the links between pages are at least 44 pixels in both directions."""
     for selector in selectors:
-        targets = page.locator(selector).all()
+        size = "all => all.map((e) => [e.getBoundingClientRect().width, e.getBoundingClientRect().height, e.outerHTML])"
+        targets = page.locator(selector).evaluate_all(size)
         assert targets, selector
-        for target in targets:
-            box = target.bounding_box()
-            assert box is not None
-            assert min(box["width"], box["height"]) >= 44, (page.url, target, box)
+        for width, height, target in targets:
+            assert min(width, height) >= 44, (page.url, target)
 
 
+@pytest.mark.only("sqlite")  # tests/app/test_pages.py sends forms to both
 def test_a_whole_session_with_plain_forms(visit: Visit, db: Database, api: httpx2.Client) -> None:
     """The beginning and the end of each part; what lies between is answered at the API."""
     visitor = visit(java_script_enabled=False)
     visitor.forgiven = "422"  # the browser reports the pages that a test provokes
-    page = visitor.begin()
+    page = visitor.begin("/study/short")
     token = token_of(page)
     player = Player(api, token)
-    for position in (*range(1, 7), 31, 32):
-        if position == 31:
-            for between in range(7, 31):
+    for position in (*range(1, 7), SHORT + 1, SHORT + 2):
+        if position == SHORT + 1:
+            for between in range(7, SHORT + 1):
                 label, runner_up = label_of(between)
                 player.put(between, label=label, runner_up=runner_up, rt_ms=None).raise_for_status()
             page.reload()
-        expect(progress(page)).to_have_text(name_of(position))
+        expect(progress(page)).to_have_text(name_of(position, SHORT))
         if position == 4:
             shown = image(page).get_attribute("src")
             go(page).click()
@@ -275,21 +282,21 @@ def test_a_whole_session_with_plain_forms(visit: Visit, db: Database, api: httpx
             assert image(page).get_attribute("src") == shown
             assert [row.position for row in rows(db, token)] == [1, 2, 3]
             page.goto(page.url)  # as a phone does that had closed the page
-            expect(progress(page)).to_have_text(name_of(position))
+            expect(progress(page)).to_have_text(name_of(position, SHORT))
         choose(page, *label_of(position))
         go(page).click()
     expect(page.get_by_text("The computer’s answer:")).to_be_visible()
     go(page).click()
     expect(page.get_by_role("alert")).to_have_text("Choose yes or no.")
-    judge_by_clicks(page, range(1, 4))
-    expect(progress(page)).to_have_text("Image 4 of 30")
-    for number, position in list(enumerate(judging_order(db, token), start=1))[3:28]:
+    judge_by_clicks(page, range(1, 4), SHORT)
+    expect(progress(page)).to_have_text(f"Image 4 of {SHORT}")
+    for number, position in list(enumerate(judging_order(db, token), start=1))[3 : SHORT - 2]:
         plausible = VERDICTS[number % len(VERDICTS)]
         player.put(position, "plausibility", plausible=plausible, rt_ms=None).raise_for_status()
     page.reload()
-    judge_by_clicks(page, range(29, 31))
+    judge_by_clicks(page, range(SHORT - 1, SHORT + 1), SHORT)
     page.get_by_role("textbox", name="How do the sheets differ?").fill("Two lines:\nthis is the second.")
     page.get_by_role("button", name="Finish").click()
     expect(page.get_by_role("heading", name="Thank you")).to_be_visible()
-    assert_as_planned(db, token, measured=False)
+    assert_as_planned(db, token, SHORT, measured=False)
     assert comment_of(db, token) == "Two lines:\nthis is the second."

@@ -18,6 +18,7 @@ from tests.app.chromium.visitor import (
     painted,
     participant_of,
     progress,
+    resize,
 )
 from tests.app.conftest import begin
 
@@ -35,27 +36,30 @@ WHERE = """() => {
 }"""
 
 
-@pytest.mark.parametrize(("width", "height"), [(360, 640), (768, 1024), (1366, 768), (1920, 1080)])
-def test_images_of_two_sizes_stand_in_one_place_and_move_nothing(
-    visit: Visit, api: httpx2.Client, width: int, height: int
-) -> None:
+SCREENS = [(360, 640), (768, 1024), (1366, 768), (1920, 1080)]
+
+
+def test_images_of_two_sizes_stand_in_one_place_and_move_nothing(visit: Visit, api: httpx2.Client) -> None:
     player = begin(api, "kinds")
-    visitor = visit(viewport={"width": width, "height": height}, device_scale_factor=1.25)
-    page = visitor.page(f"/s/{player.token}")
-    seen: list[dict[str, Any]] = []
-    for position in range(1, 11):
+    page = visit(device_scale_factor=1.25).page(f"/s/{player.token}")
+    seen: dict[tuple[int, int], list[dict[str, Any]]] = {screen: [] for screen in SCREENS}
+    for position in range(1, 9):
         expect(progress(page)).to_have_text(name_of(position))
         painted(page)
-        seen.append(page.evaluate(WHERE))
+        for screen in SCREENS:
+            resize(page, *screen)
+            seen[screen].append(page.evaluate(WHERE))
         choose(page, "3", "5")
         go(page).click()
-    by_native = {shown["native"]: shown["width"] for shown in seen}
-    assert set(by_native) == {28, 32}
-    for shown in seen:
-        assert_crisp(shown["width"], 1.25, shown["native"])
-        assert shown["places"] == pytest.approx(seen[0]["places"], abs=0.5)
-        assert shown["center"] == pytest.approx(seen[0]["center"], abs=1)
-    assert 0.85 < by_native[32] / by_native[28] < 1.15, "neither kind is shown larger"
+    for screen, all_shown in seen.items():
+        by_native = {shown["native"]: shown["width"] for shown in all_shown}
+        assert set(by_native) == {28, 32}
+        first = all_shown[0]
+        for shown in all_shown:
+            assert_crisp(shown["width"], 1.25, shown["native"])
+            assert shown["places"] == pytest.approx(first["places"], abs=0.5), screen
+            assert shown["center"] == pytest.approx(first["center"], abs=1), screen
+        assert 0.85 < by_native[32] / by_native[28] < 1.15, "neither kind is shown larger"
 
 
 def test_sheets_come_in_groups_of_one_kind_unnamed(visit: Visit, api: httpx2.Client, db: Database) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from app import codebook, tables
 from app.db import Database
@@ -23,6 +23,7 @@ from tests.app.chromium.visitor import (
     painted,
     participant_of,
     progress,
+    resize,
     rows,
     saved,
     second_labels,
@@ -370,28 +371,29 @@ def test_every_screen_shows_all_of_a_trial_at_once(visit: Visit, api: httpx2.Cli
     for state in ("labelling", "judging"):
         advance(player, state)
         page = visit().page(f"/s/{player.token}")
+        painted(page)
         for width, height in SCREENS:
-            page.set_viewport_size({"width": width, "height": height})
-            page.reload()
-            painted(page)
+            resize(page, width, height)
             assert page.evaluate("document.scrollingElement.scrollWidth") <= width
-            for needed in (
-                image(page),
-                *page.get_by_role("group").all(),
-                go(page),
-                saved(page),
-                progress(page),
-            ):
-                box = needed.bounding_box()
-                assert box is not None
-                assert box["y"] >= 0
-                assert box["y"] + box["height"] <= height, (state, width, height, needed)
-            for target in page.locator("input:visible, button:visible, .foot a, label.tick").all():
-                box = target.bounding_box()
-                assert box is not None
-                if target.get_attribute("type") == "checkbox":
-                    continue  # its label is the target
-                assert min(box["width"], box["height"]) >= 44, (state, width, target)
+            groups = page.get_by_role("group")
+            assert groups.count() == (2 if state == "labelling" else 1)
+            for needed in (image(page), groups, go(page), saved(page), progress(page)):
+                places = boxes(needed)
+                assert places
+                for box in places:
+                    assert box["y"] >= 0
+                    assert box["y"] + box["height"] <= height, (state, width, height, needed)
+            # The target of a checkbox is its label.
+            targets = "input:not([type=checkbox]):visible, button:visible, .foot a, label.tick"
+            for box in boxes(page.locator(targets)):
+                assert min(box["width"], box["height"]) >= 44, (state, width, box)
+
+
+def boxes(shown: Locator) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = shown.evaluate_all(
+        "all => all.map((e) => ({ ...e.getBoundingClientRect().toJSON(), html: e.outerHTML }))"
+    )
+    return found
 
 
 def test_what_the_participants_system_asks_for_is_respected(visit: Visit, api: httpx2.Client) -> None:

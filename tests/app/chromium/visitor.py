@@ -111,6 +111,18 @@ def advance(player: Player, until: str, most: int = 1000) -> None:
             most -= 1
 
 
+def resize(page: Page, width: int, height: int) -> None:
+    """Until the page has seen it, and what it does then is painted."""
+    page.set_viewport_size({"width": width, "height": height})
+    page.evaluate(
+        """(width) => new Promise((done) => {
+            const look = () => requestAnimationFrame(() => innerWidth === width ? requestAnimationFrame(done) : look());
+            look();
+        })""",
+        width,
+    )
+
+
 # What a participant sees
 
 
