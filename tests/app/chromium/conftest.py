@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.serving import prepare
 from app.settings import Settings
 from ml.pack import Pack
 from tests import browser as chromium
+from tests.app import databases as kinds
 from tests.app.chromium.visitor import SHORT, Visit, Visitor
 from tests.app.conftest import STUDY, Server, installation, serving
 from tests.app.databases import Databases
@@ -35,8 +37,27 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return make_pack(folder / "short-pack", "short-pack", labels=tuple("0123"), targets=2)
 
 
-@pytest.fixture(scope="session")
-def settings(
+class Servers:
+    """One real server on each kind of database: tests on the one come between tests on the other."""
+
+    def __init__(self, tmp_path_factory: pytest.TempPathFactory, pack: Pack, short: Pack) -> None:
+        self._folders = tmp_path_factory
+        self._packs = pack, short
+        self._running: dict[str, Server] = {}
+        self._stack = ExitStack()
+
+    def on(self, databases: Databases) -> Server:
+        kind = databases.kind
+        if kind not in self._running:
+            settings = prepared_for_all(self._folders, *self._packs, databases)
+            self._running[kind] = self._stack.enter_context(serving(settings))
+        return self._running[kind]
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+def prepared_for_all(
     tmp_path_factory: pytest.TempPathFactory, pack: Pack, short: Pack, databases: Databases
 ) -> Settings:
     folder = tmp_path_factory.mktemp("browser")
@@ -50,11 +71,12 @@ def settings(
     (settings.studies / "blocks.toml").write_text(blocks)
     # Packs that no test elsewhere shares: they go into the database alone.
     stimuli = short.directory.parent
-    make_pack(stimuli / "larger-pack", "larger-pack", size=32)
+    if not (stimuli / "larger-pack").exists():
+        make_pack(stimuli / "larger-pack", "larger-pack", size=32)
+        make_pack(stimuli / "words-pack", "words-pack", labels=("box", "horizontal", "vertical"), targets=2)
     kinds = STUDY.replace("A study for tests", "With images of two sizes")
     kinds = kinds.replace('packs = ["test-pack"]', 'packs = ["test-pack", "larger-pack"]')
     kinds = kinds.replace("seed = 7", 'seed = 7\nquestions = ["label", "runner_up"]')
-    make_pack(stimuli / "words-pack", "words-pack", labels=("box", "horizontal", "vertical"), targets=2)
     words = STUDY.replace("test-pack", "words-pack").replace("seed = 7", "seed = 7\ntrials = 9")
     (settings.studies / "words.toml").write_text(words)
     few = STUDY.replace("A study for tests", "A short study").replace("test-pack", "short-pack")
@@ -65,10 +87,26 @@ def settings(
 
 
 @pytest.fixture(scope="session")
-def server(settings: Settings) -> Iterator[Server]:
+def servers(
+    tmp_path_factory: pytest.TempPathFactory,
+    pack: Pack,
+    short: Pack,
+    postgres_server: kinds.Server,  # ends after the servers on it
+) -> Iterator[Servers]:
+    servers = Servers(tmp_path_factory, pack, short)
+    yield servers
+    servers.stop()
+
+
+@pytest.fixture(scope="session")
+def server(servers: Servers, databases: Databases) -> Server:
     """One server for all: each test has participants of its own, those that count them a study of their own."""
-    with serving(settings) as server:
-        yield server
+    return servers.on(databases)
+
+
+@pytest.fixture(scope="session")
+def settings(server: Server) -> Settings:
+    return server.settings
 
 
 @pytest.fixture(scope="package")
@@ -105,10 +143,8 @@ class Browsers:
         return self._browser.new_context(**options)
 
     def take(self, options: dict[str, Any]) -> BrowserContext:
-        for context, own in self._idle.items():
-            if own == str(options):
-                break
-        else:
+        context = next((left for left, own in self._idle.items() if own == str(options)), None)
+        if context is None:
             context = self.new(options)
             self._empty[context] = context.new_page()
             return context
@@ -157,9 +193,7 @@ def visit(browsers: Browsers, databases: Databases, request: pytest.FixtureReque
         viewport = None if options.get("is_mobile") else options.pop("viewport", None)
         alone = own or at is not None
         context = browsers.new(options) if alone else browsers.take(options)
-        visitors.append(
-            (Visitor(context, home, viewport=viewport, media=media), None if alone else options)
-        )
+        visitors.append((Visitor(context, home, viewport=viewport, media=media), None if alone else options))
         return visitors[-1][0]
 
     yield new

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -12,8 +13,8 @@ from app import definition as definitions
 from app.definition import Definition
 from app.settings import ROOT, Settings
 from tests.app.chromium.test_pages_shown import assert_accessible
-from tests.app.chromium.visitor import VERDICTS, Visitor, label_of, painted
-from tests.app.conftest import SECRET, Server, serving
+from tests.app.chromium.visitor import VERDICTS, Visitor, advance, label_of, painted, saved, token_of
+from tests.app.conftest import SECRET, Player, Server, serving
 
 pytestmark = pytest.mark.only("sqlite")
 
@@ -115,6 +116,12 @@ class Reader:
         self.page.wait_for_timeout(600)  # a press meant for the image before ends no pause
         self.button("继续").tap()
 
+    def leave_to(self, player: Player, answers: int) -> None:
+        """So many images that look like the one before are answered at the API."""
+        expect(saved(self.page)).to_have_text("已保存")
+        advance(player, "finished", most=answers)
+        self.page.reload()
+
     def label(self, position: int) -> None:
         painted(self.page)
         label, runner_up = label_of(position)
@@ -135,7 +142,13 @@ class Reader:
         self.go_on()
 
 
-def test_a_whole_session_in_chinese(phone: Visitor, study: Path) -> None:
+@pytest.fixture
+def api(mnist: Server) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=mnist.url) as client:
+        yield client
+
+
+def test_every_page_of_a_session_in_chinese(phone: Visitor, study: Path, api: httpx2.Client) -> None:
     page = phone.page("/")
     reader = Reader(page, Definition.model_validate(definitions.read(study)))
     progress = page.locator("#progress-text")
@@ -150,9 +163,13 @@ def test_a_whole_session_in_chinese(phone: Visitor, study: Path) -> None:
     reader.look("no-consent")
     agree.tap()
     reader.button("开始").tap()
+    expect(progress).to_have_text("练习 1/2")
+    player = Player(api, token_of(page))
 
-    for position in range(1, 33):
+    for position in (*range(1, 6), PAUSE_AFTER + 2, PAUSE_AFTER + 3, 32):
         number = position - 2
+        if position in (PAUSE_AFTER + 2, 32):
+            reader.leave_to(player, position - (6 if position < 32 else PAUSE_AFTER + 4))
         expected = f"练习 {position}/2" if position <= 2 else f"第 {number} 张，共 30 张"
         expect(progress).to_have_text(expected)
         painted(page)
@@ -173,7 +190,9 @@ def test_a_whole_session_in_chinese(phone: Visitor, study: Path) -> None:
             expect(page.locator("#saved")).to_have_text("已保存")
         if number == PAUSE_AFTER:
             reader.rest("pause")
-    for number in range(1, 31):
+    for number in (1, 2, PAUSE_AFTER, PAUSE_AFTER + 1, 30):
+        if number in (PAUSE_AFTER, 30):
+            reader.leave_to(player, number - (3 if number < 30 else PAUSE_AFTER + 2))
         expect(page.get_by_text("电脑的答案：")).to_be_visible()
         expect(progress).to_have_text(f"第 {number} 张，共 30 张")
         painted(page)

@@ -1,7 +1,7 @@
 """The last page, withdrawal, the dashboard, and WCAG on every page, as Chromium shows them."""
 
-import itertools
 import re
+from collections.abc import Mapping
 
 import httpx2
 import pytest
@@ -39,7 +39,8 @@ def test_the_sheets_are_unnamed_and_in_the_sessions_order(
     page = visit().page(f"/s/{player.token}")
     own = participant_of(db, player.token).grid_order
     assert sorted(own) == sorted(f"test-pack/{model}" for model in pack.models)
-    for order in (own, *map(list, itertools.permutations(own))):
+    # Three orders, in which each sheet is once in each place.
+    for order in (own, own[1:] + own[:1], own[2:] + own[:2]):
         with db.write() as session:
             session.execute(
                 update(Participant).where(Participant.token == player.token).values(grid_order=order)
@@ -116,40 +117,49 @@ def tile(page: Page, name: str) -> Locator:
 
 def test_no_page_has_a_wcag_violation(visit: Visit, server: Server, api: httpx2.Client) -> None:
     pages = []
-    for scheme in ("light", "dark"):
+    for scheme, rules in SCHEMES.items():
         visitor = visit(color_scheme=scheme, viewport={"width": 1280, "height": 720})
         visitor.forgiven = "404|422"
-        pages.append(visitor.page("/"))
+        pages.append((visitor.page("/"), rules))
     player, leaver = begin(api), begin(api)
     api.post(f"/api/sessions/{leaver.token}/withdraw").raise_for_status()
     paths = ["/", "/study/test", "/nothing", f"/s/{player.token}", f"/s/{player.token}/withdraw"]
     paths += [f"/s/{leaver.token}", server.dashboard, "/results/test"]
-    for page in pages:
+    for page, rules in pages:
         for path in paths:
             page.goto(path)
-            assert_accessible(page)
+            assert_accessible(page, rules)
         page.goto("/study/test")
         page.get_by_role("checkbox").evaluate("box => { box.required = false; }")
         page.get_by_role("button", name="Begin").click()
         expect(page.get_by_role("alert")).to_be_visible()
-        assert_accessible(page)
+        assert_accessible(page, rules)
         page.goto(f"/s/{player.token}")
         go(page).click()
         expect(page.get_by_role("alert")).to_be_visible()
-        assert_accessible(page)
+        assert_accessible(page, rules)
         choose(page, "3", "5")
-        assert_accessible(page)
+        assert_accessible(page, rules)
     for state in ("judging", "commenting", "finished"):
         advance(player, state)
-        for page in pages:
+        for page, rules in pages:
             page.goto(f"/s/{player.token}")
-            assert_accessible(page)
+            assert_accessible(page, rules)
 
 
-def assert_accessible(page: Page) -> None:
-    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": tags}})
-    assert found.response["passes"], "axe has looked at the page"
+ALL_RULES = {
+    "type": "tag",
+    "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
+}
+COLORS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}
+# Dark pages are the light ones in other colors (static/style.css): the other rules would find the same once more.
+SCHEMES = {"light": ALL_RULES, "dark": COLORS}
+
+
+def assert_accessible(page: Page, rules: Mapping[str, object] = ALL_RULES) -> None:
+    # Of what passes, one example each: the list of all is long on a page with figures.
+    found = Axe().run(page, options={"runOnly": rules, "resultTypes": ["violations"]})
+    assert "color-contrast" in {rule["id"] for rule in found.response["passes"]}, "axe has looked at the page"
     told = [
         f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
         for violation in found.response["violations"]

@@ -1,4 +1,4 @@
-"""A picture of every page at three sizes, in build/screenshots/, to be looked at; what can be checked here is."""
+"""A picture of every page at two sizes, in build/screenshots/, to be looked at; what can be checked here is."""
 
 import shutil
 from pathlib import Path
@@ -8,12 +8,13 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from app.settings import ROOT
-from tests.app.chromium.visitor import Visit, advance, choose, go, painted
+from tests.app.chromium.visitor import Visit, advance, choose, go, painted, resize
 from tests.app.conftest import begin
 
 pytestmark = pytest.mark.only("sqlite")
 
-SIZES = {"phone": (360, 640), "tablet": (768, 1024), "laptop": (1366, 768)}
+SIZES = {"phone": (360, 640), "laptop": (1366, 768)}
+TABLET = (768, 1024)
 FOLDER = ROOT / "build" / "screenshots"
 
 
@@ -25,12 +26,19 @@ def folder() -> Path:
 
 
 def picture(page: Page, name: str, size: str) -> None:
-    wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
-    assert wide <= room, f"{name} scrolls sideways on a {size}: {wide} pixels in {room}"
-    for shown in page.locator("img:visible").all():
-        drawn = "image => image.decode().then(() => image.naturalWidth > 0, () => false)"
-        assert shown.evaluate(drawn), f"a blank image on {name}"
+    assert_fits(page, f"{name} on a {size}")
+    drawn = "all => Promise.all(all.map((i) => i.decode().then(() => i.naturalWidth > 0, () => false)))"
+    assert all(page.locator("img:visible").evaluate_all(drawn)), f"a blank image on {name}"
+    if size == "laptop":
+        resize(page, *TABLET)
+        assert_fits(page, f"{name} on a tablet")
+        resize(page, *SIZES[size])
     page.screenshot(path=FOLDER / f"{name}-{size}.png", full_page=True)
+
+
+def assert_fits(page: Page, what: str) -> None:
+    wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+    assert wide <= room, f"{what} scrolls sideways: {wide} pixels in {room}"
 
 
 @pytest.mark.parametrize("size", SIZES)

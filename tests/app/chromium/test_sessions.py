@@ -22,6 +22,7 @@ from tests.app.chromium.visitor import (
     assert_as_planned,
     assert_crisp,
     assert_measured,
+    boxes,
     choose,
     comment_of,
     first_labels,
@@ -249,11 +250,10 @@ def assert_fits(page: Page) -> None:
 def assert_touchable(page: Page, *selectors: str) -> None:
     """Keys, buttons and the links between pages are at least 44 pixels in both directions."""
     for selector in selectors:
-        size = "all => all.map((e) => [e.getBoundingClientRect().width, e.getBoundingClientRect().height, e.outerHTML])"
-        targets = page.locator(selector).evaluate_all(size)
+        targets = boxes(page.locator(selector))
         assert targets, selector
-        for width, height, target in targets:
-            assert min(width, height) >= 44, (page.url, target)
+        for box in targets:
+            assert min(box["width"], box["height"]) >= 44, (page.url, box)
 
 
 @pytest.mark.only("sqlite")  # tests/app/test_pages.py sends forms to both

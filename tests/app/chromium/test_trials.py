@@ -5,13 +5,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 from app import codebook, tables
 from app.db import Database
 from tests.app.chromium.visitor import (
     Visit,
     advance,
+    boxes,
     by_clicks,
     choose,
     first_labels,
@@ -175,7 +176,9 @@ def test_the_response_time_is_that_from_the_image_to_the_answer(visit: Visit, db
     assert rt_ms <= page.evaluate("window.sentAt")
 
 
-def test_held_keys_and_hiding_are_recorded_and_all_that_is_has_its_column_in_the_export(visit: Visit, db: Database) -> None:
+def test_held_keys_and_hiding_are_recorded_and_every_record_has_its_column(
+    visit: Visit, db: Database
+) -> None:
     page = visit().begin()
     token = token_of(page)
     keyboard = page.keyboard
@@ -387,13 +390,6 @@ def test_every_screen_shows_all_of_a_trial_at_once(visit: Visit, api: httpx2.Cli
             targets = "input:not([type=checkbox]):visible, button:visible, .foot a, label.tick"
             for box in boxes(page.locator(targets)):
                 assert min(box["width"], box["height"]) >= 44, (state, width, box)
-
-
-def boxes(shown: Locator) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = shown.evaluate_all(
-        "all => all.map((e) => ({ ...e.getBoundingClientRect().toJSON(), html: e.outerHTML }))"
-    )
-    return found
 
 
 def test_what_the_participants_system_asks_for_is_respected(visit: Visit, api: httpx2.Client) -> None:

@@ -116,7 +116,8 @@ def resize(page: Page, width: int, height: int) -> None:
     page.set_viewport_size({"width": width, "height": height})
     page.evaluate(
         """(width) => new Promise((done) => {
-            const look = () => requestAnimationFrame(() => innerWidth === width ? requestAnimationFrame(done) : look());
+            const seen = () => (innerWidth === width ? requestAnimationFrame(done) : look());
+            const look = () => requestAnimationFrame(seen);
             look();
         })""",
         width,
@@ -132,6 +133,14 @@ def progress(page: Page) -> Locator:
 
 def image(page: Page) -> Locator:
     return page.get_by_role("img", name="The image to read")
+
+
+def boxes(shown: Locator) -> list[dict[str, Any]]:
+    """Where each of them is, how large, and what it is."""
+    found: list[dict[str, Any]] = shown.evaluate_all(
+        "all => all.map((e) => ({ ...e.getBoundingClientRect().toJSON(), html: e.outerHTML }))"
+    )
+    return found
 
 
 def first_labels(page: Page) -> Locator:
