@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select
 from app import auth, password
 from app.db import Database
 from app.models import Participant, ResearcherPassword, Study, Unmasking
-from tests.app.chromium.test_pages_shown import SCHEMES, assert_accessible
+from tests.app.chromium.test_pages_shown import assert_accessible
 from tests.app.chromium.visitor import Visit
 from tests.app.conftest import SECRET, Server
 
@@ -46,30 +46,23 @@ def test_a_researcher_signs_in_by_password_and_out(visit: Visit) -> None:
     visitor = visit()
     visitor.forgiven = "401"
     page = visitor.page("/signin")
-    assert_accessible_in_both(page)
+    assert_accessible(page)
     page.get_by_label("Password").fill("not the password")
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("alert")).to_have_text("That is not the password.", timeout=15_000)
-    assert_accessible_in_both(page)
+    assert_accessible(page)
     page.get_by_label("Password").fill(WORDS)
     page.keyboard.press("Enter")
     heading(page, "Results")
-    assert_accessible_in_both(page)
+    assert_accessible(page)
     page.get_by_role("link", name="Who signed in").click()
     heading(page, "Audit log")
     expect(page.get_by_role("row", name="password refused").first).to_be_visible()
-    assert_accessible_in_both(page)
+    assert_accessible(page)
     page.get_by_role("button", name="Sign out").click()
     heading(page, "Sign in")
     page.go_back()
     heading(page, "Sign in")
-
-
-def assert_accessible_in_both(page: Page) -> None:
-    """In light and in dark."""
-    for scheme, rules in SCHEMES.items():
-        page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-        assert_accessible(page, rules)
 
 
 def test_a_link_that_works_once_is_confirmed_and_leaves_no_trace(visit: Visit, db: Database) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.only("sqlite")
 
 def test_a_reload_gives_the_page_before_it(visit: Visit, api: httpx2.Client) -> None:
     visitor = visit()
-    page = visitor.begin()
+    page = visitor.arrive()
     player = Player(api, token_of(page))
     by_clicks(page, range(1, 5))
     for position, until in ((5, "judging"), (None, "commenting"), (None, "finished")):
@@ -64,7 +64,7 @@ def content(page: Page) -> tuple[str, list[str]]:
 def test_a_choice_that_was_not_sent_is_gone_after_a_reload_and_nothing_is_stored(
     visit: Visit, db: Database
 ) -> None:
-    page = visit().begin()
+    page = visit().arrive()
     choose(page, "3", "5")
     page.reload()
     expect(page.get_by_role("radio", checked=True)).to_have_count(0)
@@ -101,7 +101,7 @@ def test_the_back_button_shows_no_trial_that_could_be_answered_twice(
 def test_a_double_click_stores_one_answer_and_skips_none(visit: Visit, db: Database, scripts: bool) -> None:
     visitor = visit(java_script_enabled=scripts)
     visitor.forgiven = "422"
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     for position in range(1, 6):
         expect(progress(page)).to_have_text(name_of(position))
@@ -116,7 +116,7 @@ def test_a_double_click_stores_one_answer_and_skips_none(visit: Visit, db: Datab
 
 
 def test_enter_held_down_answers_once(visit: Visit, db: Database) -> None:
-    page = visit().begin()
+    page = visit().arrive()
     expect(keys(page)).to_be_visible()
     for key in ("3", "5"):
         page.keyboard.press(key)
@@ -140,7 +140,7 @@ def test_two_tabs_are_one_session(visit: Visit, db: Database, api: httpx2.Client
     visitor.forgiven = "409"  # how a tab learns that it is behind
     if not in_touch:
         visitor.prepare = lambda page: page.add_init_script("delete window.BroadcastChannel")
-    one = visitor.begin()
+    one = visitor.arrive()
     token = token_of(one)
     two = visitor.page(f"/s/{token}")
     painted(two)
@@ -191,7 +191,7 @@ def test_two_tabs_are_one_session(visit: Visit, db: Database, api: httpx2.Client
 def test_nothing_moves_around_the_image(visit: Visit) -> None:
     """The image, the keys and the button stay where they are while notes and errors come and go."""
     for size in ({"width": 1280, "height": 720}, {"width": 360, "height": 640}):
-        page = visit(viewport=size).begin()
+        page = visit(viewport=size).arrive()
         places = []
         for position in range(1, 5):
             expect(progress(page)).to_have_text(name_of(position))

@@ -38,7 +38,7 @@ def test_two_tabs_without_connection_are_one_session(visit: Visit, db: Database,
     visitor.forgiven = CUT_OFF + "|409"
     if not in_touch:  # an older browser: what another tab has answered is found out when it is answered again
         visitor.prepare = lambda page: page.add_init_script("delete window.BroadcastChannel")
-    one = visitor.begin()
+    one = visitor.arrive()
     token = token_of(one)
     two = visitor.page(f"/s/{token}")
     painted(two)
@@ -77,7 +77,7 @@ def test_a_second_device_with_the_same_link_races_and_the_first_answers_count(
     laptop, phone = visit(), visit()
     for visitor in (laptop, phone):
         visitor.forgiven = CUT_OFF + "|409"
-    one = laptop.begin()
+    one = laptop.arrive()
     token = token_of(one)
     two = phone.page(f"/s/{token}")
     painted(two)
@@ -110,7 +110,7 @@ def test_a_second_device_with_the_same_link_races_and_the_first_answers_count(
 def test_an_answer_that_the_browser_lost_is_asked_for_again(visit: Visit, db: Database) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF + "|409"
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     page.route(SENT, lambda route: route.abort())
     by_clicks(page, range(1, 4))
@@ -142,7 +142,7 @@ def forget(page: Page, token: str, position: int) -> None:
 def test_a_withdrawal_elsewhere_empties_the_outbox(visit: Visit, db: Database, api: httpx2.Client) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF + "|409"
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     visitor.context.set_offline(True)
     by_clicks(page, range(1, 3))
@@ -156,7 +156,7 @@ def test_a_withdrawal_elsewhere_empties_the_outbox(visit: Visit, db: Database, a
 def test_a_withdrawal_here_is_forgotten_here(visit: Visit, db: Database) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     page.evaluate("(token) => localStorage.setItem(`comment:${token}`, 'Half a thou')", token)
     page.route(SENT, lambda route: route.abort())
@@ -181,7 +181,7 @@ def test_without_a_store_the_page_waits_for_the_server(visit: Visit, db: Databas
         "full": "IDBObjectStore.prototype.add = () => { throw new DOMException('no', 'QuotaExceededError'); };",
     }[broken]
     visitor.prepare = lambda page: page.add_init_script(script)
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     by_clicks(page, range(1, 3))
     expect(progress(page)).to_have_text(name_of(3))
@@ -258,7 +258,7 @@ def test_a_store_that_fails_amid_the_session_loses_nothing(visit: Visit, db: Dat
     """What it held is sent from memory; from then on nothing counts as kept before the server has it."""
     visitor = visit()
     visitor.forgiven = CUT_OFF
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     visitor.context.set_offline(True)
     by_clicks(page, range(1, 4))
@@ -314,7 +314,7 @@ def test_an_answer_that_is_refused_is_asked_for_again(visit: Visit, db: Database
     """The server never takes it: the participant is told and answers once more, nothing behind it is stuck."""
     visitor = visit()
     visitor.forgiven = "422"
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     refusals: list[Route] = []
 
@@ -340,7 +340,7 @@ def test_without_connection_no_link_leads_out_of_the_session(visit: Visit, db: D
     """The browser's own error page has no way back."""
     visitor = visit()
     visitor.forgiven = CUT_OFF
-    page = visitor.begin()
+    page = visitor.arrive()
     leave = page.get_by_role("link", name="Stop and delete my answers")
     visitor.context.set_offline(True)
     leave.click()
@@ -356,7 +356,7 @@ def test_without_connection_no_link_leads_out_of_the_session(visit: Visit, db: D
 def test_what_another_tab_has_sent_is_trouble_no_more(visit: Visit, db: Database) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF + "|409"
-    one = visitor.begin()
+    one = visitor.arrive()
     token = token_of(one)
     one.route(SENT, lambda route: route.abort())
     by_clicks(one, range(1, 4))

@@ -100,7 +100,7 @@ def test_a_participant_without_connection_goes_on_and_everything_arrives_once(
 def test_saved_is_shown_only_after_the_server_has_committed(visit: Visit, db: Database) -> None:
     visitor = visit()
     held: list[Route] = []
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     expect(saved(page)).to_have_text("")
     page.evaluate(
@@ -133,7 +133,7 @@ def test_saved_is_shown_only_after_the_server_has_committed(visit: Visit, db: Da
 def test_a_lost_acknowledgement_and_a_busy_server_store_the_answer_once(visit: Visit, db: Database) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF + "|404"
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     sent: list[tuple[str, str]] = []
 
@@ -174,7 +174,7 @@ def test_a_request_that_is_never_answered_is_given_up_and_made_again(visit: Visi
     visitor = visit(own=True)
     visitor.forgiven = CUT_OFF
     visitor.context.clock.install()
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     stuck: list[Route] = []
 
@@ -200,7 +200,7 @@ def test_a_request_that_is_never_answered_is_given_up_and_made_again(visit: Visi
 def test_unsaved_answers_survive_a_reload(visit: Visit, db: Database) -> None:
     visitor = visit()
     visitor.forgiven = CUT_OFF
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     ids: set[str] = set()
 
@@ -242,7 +242,7 @@ def test_unsaved_answers_survive_the_death_of_the_browser(
         return visitor, context
 
     visitor, context = open_browser()
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     by_clicks(page, range(1, 3))
     expect(saved(page)).to_have_text("Saved")
@@ -283,7 +283,7 @@ def test_a_killed_server_loses_nothing_and_doubles_nothing(
     with killable(settings, tmp_path / "log") as server:
         visitor = visit(at=server.url)
         visitor.forgiven = CUT_OFF
-        page = visitor.begin()
+        page = visitor.arrive()
         token = token_of(page)
         by_clicks(page, range(1, 4))
         server.kill()

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from ml.pack import Pack
-from tests.app.chromium.test_pages_shown import SCHEMES, assert_accessible
-from tests.app.chromium.visitor import Visit, assert_crisp
+from tests.app.chromium.test_pages_shown import assert_accessible
+from tests.app.chromium.visitor import QUICK, Visit, assert_crisp
 from tests.app.conftest import Server, begin
 from tests.app.evaluation import write_evaluation
 
@@ -59,23 +59,22 @@ def test_a_researcher_walks_from_the_table_to_one_image_and_back(
 def test_the_pages_of_results_have_no_wcag_violation_and_fit_every_screen(
     visit: Visit, server: Server, results: str
 ) -> None:
-    for scheme, rules in SCHEMES.items():
-        page = signed_in(visit(color_scheme=scheme).page("/"), server)
-        page.goto(f"{results}/images")
-        image = page.locator(".gallery a").first.get_attribute("href")
-        for url in (
-            results,
-            f"{results}/images",
-            f"{server.url}{image}",
-            f"{results}/power",
-            f"{results}/models",
-        ):
-            page.goto(url)
-            assert_accessible(page, rules)
-            for width in WIDTHS if scheme == "light" else ():
-                page.set_viewport_size({"width": width, "height": 800})
-                wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
-                assert wide <= room, f"{url} scrolls sideways in {width} pixels"
+    page = signed_in(visit().page("/"), server)
+    page.goto(f"{results}/images")
+    image = page.locator(".gallery a").first.get_attribute("href")
+    for url in (
+        results,
+        f"{results}/images",
+        f"{server.url}{image}",
+        f"{results}/power",
+        f"{results}/models",
+    ):
+        page.goto(url)
+        assert_accessible(page)
+        for width in WIDTHS:
+            page.set_viewport_size({"width": width, "height": 800})
+            wide, room = page.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+            assert wide <= room, f"{url} scrolls sideways in {width} pixels"
 
 
 def test_the_networks_are_shown_sharp_with_the_figures_of_their_evaluation(
@@ -106,7 +105,9 @@ def test_the_networks_are_shown_sharp_with_the_figures_of_their_evaluation(
 def test_what_the_reader_opened_stays_open_when_numbers_change(
     visit: Visit, server: Server, api: httpx2.Client, results: str
 ) -> None:
-    page = signed_in(visit().page("/"), server)
+    visitor = visit()
+    visitor.prepare = lambda page: page.add_init_script(QUICK)
+    page = signed_in(visitor.page("/"), server)
     page.goto(results)
     summary = page.locator("#live summary")
     summary.click()

@@ -90,7 +90,7 @@ def test_no_trial_begins_before_every_image_is_there(visit: Visit, db: Database,
 
 
 def test_every_image_is_decoded_and_shown_whole(visit: Visit) -> None:
-    page = visit().begin()
+    page = visit().arrive()
     for position in range(1, 6):
         expect(progress(page)).to_have_text(name_of(position))
         painted(page)
@@ -113,7 +113,7 @@ def test_where_the_scripts_do_not_come_the_plain_form_does(visit: Visit, db: Dat
     visitor = visit()
     visitor.forgiven = "ERR_FAILED"
     visitor.context.route(f"**/static/{lost}", lambda route: route.abort())
-    page = visitor.begin()
+    page = visitor.arrive()
     expect(image(page)).to_be_visible()
     by_clicks(page, range(1, 3))
     expect(progress(page)).to_have_text(name_of(3))
@@ -140,7 +140,7 @@ def test_what_is_pressed_too_early_is_no_answer_and_recorded(visit: Visit, db: D
     """Within the study file's default of 200 ms after the paint."""
     visitor = visit()
     visitor.prepare = lambda page: page.add_init_script(EAGER)
-    page = visitor.begin("/study/careful")
+    page = visitor.arrive("careful")
     token = token_of(page)
     for position in range(1, 3):
         expect(progress(page)).to_have_text(name_of(position))
@@ -159,7 +159,7 @@ def test_what_is_pressed_too_early_is_no_answer_and_recorded(visit: Visit, db: D
 
 
 def test_the_response_time_is_that_from_the_image_to_the_answer(visit: Visit, db: Database) -> None:
-    page = visit().begin()
+    page = visit().arrive()
     token = token_of(page)
     shown = page.evaluate("performance.now()")
     page.evaluate("new Promise((done) => setTimeout(done, 700))")
@@ -179,7 +179,7 @@ def test_the_response_time_is_that_from_the_image_to_the_answer(visit: Visit, db
 def test_held_keys_and_hiding_are_recorded_and_every_record_has_its_column(
     visit: Visit, db: Database
 ) -> None:
-    page = visit().begin()
+    page = visit().arrive()
     token = token_of(page)
     keyboard = page.keyboard
     keyboard.down("3")
@@ -297,7 +297,7 @@ def test_a_pause_between_blocks_and_a_rotated_order_of_questions(
 def test_single_keys_can_be_switched_off_for_good(visit: Visit, db: Database) -> None:
     """WCAG 2.1.4; what works without them, Tab, the arrows, Space and Enter, still does."""
     visitor = visit()
-    page = visitor.begin()
+    page = visitor.arrive()
     token = token_of(page)
     switch = page.get_by_role("checkbox", name="Keys:")
     expect(switch).to_be_checked()
@@ -334,7 +334,7 @@ def test_labels_of_several_letters_are_chosen_by_position(
     visit: Visit, db: Database, width: int, height: int
 ) -> None:
     visitor = visit(viewport={"width": width, "height": height})
-    page = visitor.begin("/study/words")
+    page = visitor.arrive("words")
     token = token_of(page)
     painted(page)
     hint = page.locator("#keys")

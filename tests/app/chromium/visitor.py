@@ -22,6 +22,12 @@ SHORT = 12  # of the short study, which is as quick to play to its end
 LABELS = (("3", "1"), ("none", "none"), ("0", "none"), ("2", "3"), ("1", "0"), ("0", "2"), ("none", "none"))
 VERDICTS = (True, False, False)
 
+# Where a page asks again every few seconds, it does so ten times as often.
+QUICK = """
+const wait = window.setTimeout;
+window.setTimeout = (act, ms, ...more) => wait(act, ms / 10, ...more);
+"""
+
 # What the console says while a test keeps the server away; and the requests that carry labels.
 CUT_OFF = (
     "ERR_INTERNET_DISCONNECTED|ERR_FAILED|ERR_CONNECTION|ERR_ABORTED|ERR_EMPTY|ERR_TIMED_OUT|50[0-9]|429"
@@ -79,6 +85,15 @@ class Visitor:
         if self.media:
             page.emulate_media(**self.media)
         self.prepare(page)
+        return page
+
+    def arrive(self, study: str = "test") -> Page:
+        """At the first image of a session that has begun elsewhere."""
+        agreed = self.context.request.post("/api/sessions", data={"study": study, "consent": True})
+        assert agreed.status == 201, agreed.text()
+        page = self.page(f"/s/{agreed.json()['token']}")
+        expect(progress(page)).to_have_text("Practice 1 of 2")
+        settled(page)
         return page
 
     def begin(self, path: str = "/study/test") -> Page:
