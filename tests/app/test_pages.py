@@ -128,6 +128,7 @@ def test_recruiter_ids_are_kept_from_the_link_to_the_database(client: TestClient
     assert dict(stored) == sent
 
 
+@pytest.mark.only(*KINDS)
 def test_a_cookie_that_no_server_set_is_none(client: TestClient) -> None:
     for cookie in ('"\\000"', '"a\\000b\\377"', "\x7f", '"'):
         headers = {
