@@ -1,45 +1,20 @@
 """Data and runs that several tests of the laboratory share."""
 
 import dataclasses
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ml import datasets, pack
+from ml import datasets
+from ml.train import Schedule
 
 ROOT = Path(__file__).parents[2]
 
 # Everything that needs the real MNIST is collected where it lies beside the repository, and only there.
 MNIST_DIR = ROOT / ".." / "shared" / "data" / "mnist"
 mnist_dirs = [pytest.param(MNIST_DIR, id="shared-mnist")] if MNIST_DIR.is_dir() else []
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run of `python -m ml.generate`."""
-
-    out: Path
-    checkpoints: Path
-    stdout: str
-    stderr: str
-    pack: pack.Pack
-
-
-@pytest.fixture(scope="session")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The whole chain as a user starts it, on the bundled digits."""
-    folder = tmp_path_factory.mktemp("digits")
-    out, checkpoints = folder / "digits-jsma", folder / "checkpoints"
-    command = [sys.executable, "-m", "ml.generate", "--dataset", "digits", "--attack", "jsma"]
-    command += ["--out", str(out), "--checkpoints", str(checkpoints), "--seed", "1", "--device", "cpu"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return Run(out, checkpoints, done.stdout, done.stderr, pack.read(out))
 
 
 def _shrink(images: datasets.Images) -> datasets.Images:
@@ -56,17 +31,35 @@ def small_digits() -> datasets.Dataset:
     )
 
 
+@pytest.fixture(scope="session")
+def few_digits(small_digits: datasets.Dataset) -> datasets.Dataset:
+    """0 to 5 alone: as many images of each, for a third of the pairs, and so few that `FEW` trains in a second."""
+    train, test = small_digits.train_labels < 6, small_digits.test_labels < 6
+    return dataclasses.replace(
+        small_digits,
+        labels=small_digits.labels[:6],
+        train_images=small_digits.train_images[train],
+        train_labels=small_digits.train_labels[train],
+        test_images=small_digits.test_images[test],
+        test_labels=small_digits.test_labels[test],
+    )
+
+
+# Small batches, and so steps enough, for `few_digits`: each of the study's networks reads them by then.
+FEW = Schedule(epochs=1, batch=16)
+
+
 def save_dataset(data: datasets.Dataset, path: Path) -> None:
     """Keeps images and labels for another process."""
     np.savez(path, x=data.train_images, y=data.train_labels, tx=data.test_images, ty=data.test_labels)
 
 
 def saved_dataset(path: Path) -> datasets.Dataset:
-    """What `save_dataset` kept, as the digits."""
+    """What `save_dataset` kept, as the digits from 0 on that it has."""
     arrays = np.load(path)
     return datasets.Dataset(
         name="digits",
-        labels=tuple("0123456789"),
+        labels=tuple("0123456789")[: arrays["y"].max() + 1],
         train_images=arrays["x"],
         train_labels=arrays["y"],
         test_images=arrays["tx"],

@@ -1,5 +1,6 @@
 """Several processes do what one does: training up to rounding, generation byte for byte."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,17 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ml import datasets, defenses, distributed, generate, models, train
+from ml import attacks, datasets, defenses, distributed, generate, models, train
 from ml.checkpoints import Trained
 from ml.datasets import Dataset
 from ml.train import Schedule
-from tests.ml.conftest import ROOT, save_dataset, saved_dataset
+from tests.ml.conftest import FEW, ROOT, save_dataset, saved_dataset
 
 CPU = torch.device("cpu")
-SCHEDULE = Schedule(epochs=2, batch=64)
 MODELS = ("undefended", "double_backprop")
+ATTACKED = ("undefended", "distillation_teacher")  # which are soon trained
 
-# In each process: train from nothing into the folder "shared"; make a pack from the checkpoints in "trained".
+SCHEDULE = Schedule(epochs=2, batch=16)  # 12 steps: rounding grows with their number
+
+# In each process: train from nothing into the folder "shared"; make a pack from the checkpoints in "for-pack".
 WORK = """
 import sys; from pathlib import Path
 from ml import distributed
@@ -31,30 +34,34 @@ with distributed.started():
     assert distributed.processes() == 2
     some_steps(data, folder / f"steps-{distributed.rank()}.pt")
     trained(data, folder / "shared")
-    one_pack(data, folder / "trained", folder / "by-two" / "pack")
+    one_pack(data, folder / "for-pack", folder / "by-two" / "pack")
 """
 
 
 def trained(data: Dataset, folder: Path) -> list[Trained]:
-    return [train.obtain(model, data, SCHEDULE, 3, CPU, folder) for model in MODELS]
+    part = dataclasses.replace(data, train_images=data.train_images[:96], train_labels=data.train_labels[:96])
+    return [train.obtain(model, part, SCHEDULE, 3, CPU, folder) for model in MODELS]
 
 
 def one_pack(data: Dataset, folder: Path, out: Path) -> None:
-    generate.generate(data, "jsma", out, 3, SCHEDULE, CPU, folder, MODELS)
+    """Attacked in so many chunks that each of two processes has several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attacks, "CHUNK", 20)
+        generate.generate(data, "jsma", out, 3, FEW, CPU, folder, ATTACKED)
 
 
 def some_steps(data: Dataset, path: Path) -> None:
     """Losses, gradients and running averages of one step of each objective, in double precision, on a network with
     contrast normalization: what every process has in the end."""
     found = {}
-    x = torch.from_numpy(datasets.to_float(data.train_images[:16])).double()
-    targets = F.one_hot(torch.from_numpy(data.train_labels[:16]), 10).double()
+    x = torch.from_numpy(datasets.to_float(data.train_images[:8])).double()
+    targets = F.one_hot(torch.from_numpy(data.train_labels[:8]), 10).double()
     for name, defense in defenses.DEFENSES.items():
         network = models.Network((1, 12, 12), contrast_normalized=True)
         network.initialize(torch.Generator().manual_seed(0))
         network.double()
         network.low, network.high = -9.0, 9.0
-        keep = network.dropout_mask(16, torch.Generator().manual_seed(1)).double()
+        keep = network.dropout_mask(8, torch.Generator().manual_seed(1)).double()
         batch = [distributed.mine(part) for part in (network.normalize(x), targets, keep)]
         loss, _, statistics = defense.objective(network, *batch, **defense.settings_for("digits"))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -67,13 +74,13 @@ def some_steps(data: Dataset, path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def both(small_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trained]]:
+def both(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trained]]:
     """The folder after one process and after two, and what the one trained."""
     folder = tmp_path_factory.mktemp("distributed")
-    save_dataset(small_digits, folder / "data.npz")
+    save_dataset(few_digits, folder / "data.npz")
     data = saved_dataset(folder / "data.npz")
     alone = trained(data, folder / "trained")
-    one_pack(data, folder / "trained", folder / "by-one" / "pack")
+    one_pack(data, folder / "for-pack", folder / "by-one" / "pack")
     some_steps(data, folder / "steps.pt")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     (folder / "work.py").write_text(WORK)
@@ -104,9 +111,9 @@ def test_a_step_of_two_processes_is_that_of_one(both: tuple[Path, list[Trained]]
 
 
 def test_training_by_two_processes_is_that_of_one_up_to_rounding(
-    both: tuple[Path, list[Trained]], small_digits: Dataset
+    both: tuple[Path, list[Trained]], few_digits: Dataset
 ) -> None:
-    """After 44 steps in single precision: weights within 5 % of their spread, the same reading of nearly all test
+    """After two epochs in single precision: weights within 5 % of their spread, the same reading of nearly all test
     images. (Adam turns the sign of a gradient that is nearly 0 into a whole step, so that rounding grows.)"""
     folder, alone = both
     for one, two in zip(alone, trained(saved_dataset(folder / "data.npz"), folder / "shared"), strict=True):
@@ -114,7 +121,7 @@ def test_training_by_two_processes_is_that_of_one_up_to_rounding(
         for name, tensor in one.network.state_dict().items():
             difference = (two.network.state_dict()[name] - tensor).square().mean().sqrt()
             assert float(difference) < 0.05 * float(tensor.std()), name
-        readings = [train.predict(each.network, small_digits.test_images).argmax(1) for each in (one, two)]
+        readings = [train.predict(each.network, few_digits.test_images).argmax(1) for each in (one, two)]
         assert float((readings[0] == readings[1]).double().mean()) > 0.99
 
 
@@ -128,12 +135,12 @@ def test_a_pack_by_two_processes_is_that_of_one_byte_for_byte(both: tuple[Path, 
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_one_clear_line(
-    small_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ml.distributed.processes", lambda: 3)
-    config = train.configuration("undefended", small_digits, SCHEDULE, 3)
-    targets = torch.zeros(len(small_digits.train_images), 10)
-    with pytest.raises(train.TrainingError, match="a batch of 64 images cannot be shared by 3 processes"):
+    config = train.configuration("undefended", few_digits, FEW, 3)
+    targets = torch.zeros(len(few_digits.train_images), 6)
+    with pytest.raises(train.TrainingError, match="a batch of 16 images cannot be shared by 3 processes"):
         train.fit(
-            config, defenses.plain, small_digits.train_images, torch.zeros(9, dtype=torch.int64), targets, CPU
+            config, defenses.plain, few_digits.train_images, torch.zeros(9, dtype=torch.int64), targets, CPU
         )

@@ -2,8 +2,12 @@
 
 import dataclasses
 import re
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,10 @@ import torch
 
 from ml import attacks, datasets, generate, pack, pairs, train, verify
 from ml.datasets import Dataset
-from tests.ml.conftest import ROOT, Run, mnist_dirs
+from tests.ml.conftest import FEW, ROOT, mnist_dirs
 
 CPU = torch.device("cpu")
+SEED = 2
 
 
 def pixels(of: pack.Pack, sha256: str) -> pack.Pixels:
@@ -68,14 +73,14 @@ def check_against_models(made: pack.Pack, dataset: Dataset, checkpoints: Path) -
         assert [made.labels[i] for i in answers] == labels
 
 
-def check_cells(made: pack.Pack) -> None:
+def check_cells(made: pack.Pack, names: tuple[str, ...] = generate.STUDY_MODELS) -> None:
     """Every model has the same pairs, and every label enough of them; JSMA's limits are kept."""
     cells = {
         model: {(s.source_index, s.target_label) for s in made.stimuli if s.model == model}
         for model in made.models
     }
-    assert made.models == ("undefended", "distilled", "gradient_regularized")
-    assert cells["undefended"] == cells["distilled"] == cells["gradient_regularized"]
+    assert made.models == names
+    assert all(cells[name] == cells[names[0]] for name in names)
     for label in made.labels:
         of_label = {(s.source_index, s.target_label) for s in made.stimuli if s.source_label == label}
         assert len(of_label) >= 9
@@ -88,11 +93,13 @@ def check_cells(made: pack.Pack) -> None:
 
 def check_grids(made: pack.Pack, dataset: Dataset) -> None:
     """Cells have native size; the diagonal is unmodified; stimuli of a first source image are in their places."""
-    height, width = dataset.test_images.shape[2:]
+    count, height, width = len(made.labels), *dataset.test_images.shape[2:]
     for model, sha256 in made.grids.items():
         grid = pixels(made, sha256)
-        assert grid.shape == (10 * (height + 1) + 1, 10 * (width + 1) + 1)
-        cells = grid[1:, 1:].reshape(10, height + 1, 10, width + 1)[:, :height, :, :width].swapaxes(1, 2)
+        assert grid.shape == (count * (height + 1) + 1, count * (width + 1) + 1)
+        cells = (
+            grid[1:, 1:].reshape(count, height + 1, count, width + 1)[:, :height, :, :width].swapaxes(1, 2)
+        )
         seen = 0
         for row, label in enumerate(made.labels):
             test_images = dataset.test_images[dataset.test_labels == row]
@@ -109,83 +116,126 @@ def check_grids(made: pack.Pack, dataset: Dataset) -> None:
         assert seen > 10
 
 
-def test_digits_end_to_end(digits_run: Run) -> None:
-    digits = datasets.load("digits")
-    check_cells(digits_run.pack)
-    check_against_data(digits_run.pack, digits)
-    check_against_models(digits_run.pack, digits, digits_run.checkpoints)
-    check_grids(digits_run.pack, digits)
-    command = ["verify", str(digits_run.out), "--checkpoints", str(digits_run.checkpoints)]
-    assert verify.main(command) == 0
+@dataclass(frozen=True)
+class Run:
+    """A pack that was made, and what was said meanwhile."""
+
+    out: Path
+    checkpoints: Path
+    stdout: str
+    stderr: str
+    pack: pack.Pack
 
 
-def test_the_manifest_says_how_the_pack_was_made(digits_run: Run) -> None:
-    manifest = digits_run.pack.manifest
+@pytest.fixture(scope="module")
+def run(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The study's three networks, trained and attacked by JSMA."""
+    folder = tmp_path_factory.mktemp("digits")
+    out, checkpoints, stdout, stderr = folder / "digits-jsma", folder / "checkpoints", StringIO(), StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        made = generate.generate(few_digits, "jsma", out, SEED, FEW, CPU, checkpoints)
+    return Run(out, checkpoints, stdout.getvalue(), stderr.getvalue(), made)
+
+
+def test_a_pack_is_of_its_data_and_its_networks(run: Run, few_digits: Dataset) -> None:
+    check_cells(run.pack)
+    check_against_data(run.pack, few_digits)
+    check_against_models(run.pack, few_digits, run.checkpoints)
+    check_grids(run.pack, few_digits)
+    assert verify.main(["verify", str(run.out), "--checkpoints", str(run.checkpoints)]) == 0
+
+
+def test_digits_end_to_end(tmp_path: Path) -> None:
+    """The whole chain as a user starts it, on the bundled digits: of fewer steps and with one network."""
+    out, checkpoints = tmp_path / "digits-tgsm", tmp_path / "checkpoints"
+    command = [sys.executable, "-m", "ml.generate", "--dataset", "digits", "--attack", "tgsm"]
+    command += ["--model", "undefended", "--epochs", "2", "--seed", "1", "--device", "cpu"]
+    command += ["--out", str(out), "--checkpoints", str(checkpoints)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    made, digits = pack.read(out), datasets.load("digits")
+    assert (made.name, made.manifest["seed"]) == ("digits-tgsm", 1)
+    assert models(made)["undefended"]["training"]["schedule"]["epochs"] == 2
+    check_cells(made, ("undefended",))
+    check_against_data(made, digits)
+    check_against_models(made, digits, checkpoints)
+    check_grids(made, digits)
+    assert "train undefended" in done.stderr
+    assert "tgsm on undefended" in done.stderr
+    assert f"Wrote {out} (pack_sha256 {made.pack_sha256})." in done.stdout
+    assert verify.main(["verify", str(out), "--checkpoints", str(checkpoints)]) == 0
+
+
+def test_without_options_the_study_s_networks_are_trained_by_its_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(generate, "generate", lambda dataset, *rest: asked.append((dataset.name, *rest)))
+    assert generate.main(["--dataset", "digits", "--attack", "jsma", "--device", "cpu"]) == 0
+    schedule, names = train.Schedule(epochs=3, batch=64), ("undefended", "distilled", "gradient_regularized")
+    out, checkpoints = Path("stimuli/digits-jsma"), Path("checkpoints")
+    assert asked == [("digits", "jsma", out, 0, schedule, CPU, checkpoints, names, {})]
+
+
+def test_the_manifest_says_how_the_pack_was_made(run: Run) -> None:
+    manifest = run.pack.manifest
     assert manifest["name"] == "digits-jsma"
     assert manifest["attack"] == {"name": "jsma", "parameters": {"theta": 1.0, "gamma": 0.25}}
-    assert manifest["seed"] == 1
+    assert manifest["seed"] == SEED
     assert set(manifest["dataset"]) == {"name", "source", "licence", "files"}
     assert set(manifest["versions"]) == {"python", "torch", "numpy", "pillow", "reasonable-mistakes"}
     for model in manifest["models"]:
         rate = model["success_rate_before_filter"]
         assert rate["rate"] == round(rate["count"] / rate["n"], 6)
-        assert rate["count"] >= len(digits_run.pack.stimuli) / 3
+        assert rate["count"] >= len(run.pack.stimuli) / 3
         assert model["clean_accuracy"] > 0.8
 
 
-def test_the_summary_and_the_progress_are_shown(digits_run: Run) -> None:
-    made = digits_run.pack
+def test_the_summary_and_the_progress_are_shown(run: Run) -> None:
+    made = run.pack
     for name in made.models:
         record = models(made)[name]
         rate = record["success_rate_before_filter"]
-        line = next(line for line in digits_run.stdout.splitlines() if line.startswith(name))
+        line = next(line for line in run.stdout.splitlines() if line.startswith(name))
         assert f"{record['clean_accuracy']:.2%}" in line
         assert f"{rate['count']} of {rate['n']}" in line
-        assert f"train {name}" in digits_run.stderr
-        assert f"jsma on {name}" in digits_run.stderr
+        assert f"train {name}" in run.stderr
+        assert f"jsma on {name}" in run.stderr
     for label in made.labels:
         pairs = {(s.source_index, s.target_label) for s in made.stimuli if s.source_label == label}
         sources = {source for source, _ in pairs}
-        assert re.search(
-            rf"^  {label}: {len(pairs)} of \d+ \({len(sources)}\)$", digits_run.stdout, re.MULTILINE
-        )
-    assert f"{len(made.stimuli)} stimuli" in digits_run.stdout
-    assert made.pack_sha256 in digits_run.stdout
-
-
-def small_pack(
-    dataset: Dataset, out: Path, checkpoints: Path, attack: str = "jsma", seed: int = 2
-) -> pack.Pack:
-    return generate.generate(
-        dataset, attack, out, seed, train.schedule_for("digits", epochs=4), CPU, checkpoints
-    )
+        assert re.search(rf"^  {label}: {len(pairs)} of \d+ \({len(sources)}\)$", run.stdout, re.MULTILINE)
+    assert f"{len(made.stimuli)} stimuli" in run.stdout
+    assert made.pack_sha256 in run.stdout
 
 
 def test_the_same_seed_gives_the_same_bytes(
-    small_digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Run, few_digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = small_pack(small_digits, tmp_path / "a" / "small", tmp_path / "a-checkpoints")
-    again = small_pack(small_digits, tmp_path / "b" / "small", tmp_path / "b-checkpoints")
-    assert again.pack_sha256 == first.pack_sha256
-    for path in (tmp_path / "a").rglob("*.*"):
-        assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()
-    check_cells(first)
-    check_against_data(first, small_digits)
-
-    # Over the pack that is there, from the checkpoints that are there.
-    capsys.readouterr()
-    small_pack(small_digits, tmp_path / "a" / "small", tmp_path / "a-checkpoints")
+    """Elsewhere, and once more from the checkpoints that are there; then another pack in that one's place."""
+    out, checkpoints = tmp_path / "digits-jsma", tmp_path / "checkpoints"
+    shutil.copytree(run.checkpoints, checkpoints)
+    again = generate.generate(few_digits, "jsma", out, SEED, FEW, CPU, checkpoints)
     shown = capsys.readouterr()
     assert "train " not in shown.err
-    assert f"Replaced {tmp_path / 'a' / 'small'}" in shown.out
-    assert pack.read(tmp_path / "a" / "small").pack_sha256 == first.pack_sha256
+    assert f"Wrote {out}" in shown.out
+    assert again.pack_sha256 == run.pack.pack_sha256
+    files = [path.relative_to(run.out) for path in run.out.rglob("*.*")]
+    assert sorted(files) == sorted(path.relative_to(out) for path in out.rglob("*.*"))
+    assert len(files) > 100
+    for path in files:
+        assert (out / path).read_bytes() == (run.out / path).read_bytes()
 
-    tgsm = small_pack(small_digits, tmp_path / "tgsm", tmp_path / "a-checkpoints", attack="tgsm")
+    tgsm = generate.generate(few_digits, "tgsm", out, SEED, FEW, CPU, checkpoints)
+    shown = capsys.readouterr()
+    assert "train " not in shown.err
+    assert f"Replaced {out}" in shown.out
+    assert pack.read(out).pack_sha256 == tgsm.pack_sha256 != again.pack_sha256
     assert tgsm.manifest["attack"] == {"name": "tgsm", "parameters": {"steps": 10, "epsilon": 0.1}}
     assert {stimulus.iterations for stimulus in tgsm.stimuli} == {10}
     check_cells(tgsm)
-    check_against_data(tgsm, small_digits)
-    check_against_models(tgsm, small_digits, tmp_path / "a-checkpoints")
+    check_against_data(tgsm, few_digits)
+    check_against_models(tgsm, few_digits, checkpoints)
 
 
 class Stubborn(torch.nn.Module):
@@ -278,11 +328,11 @@ def test_networks_are_asked_about_the_test_images_that_matter_and_once(
     assert sum(asked) == 2 * len(expected)
 
 
-def test_another_penalty_is_another_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
-    schedule = train.Schedule(epochs=1, batch=64)
+def test_another_penalty_is_another_checkpoint(few_digits: Dataset, tmp_path: Path) -> None:
+    schedule = train.Schedule(epochs=None, batches=2, batch=16)
     for penalties in ({}, {"gradient_regularized": 3.0}):
         judges = generate.judges_for(
-            ["gradient_regularized"], small_digits, schedule, 2, CPU, tmp_path, penalties
+            ["gradient_regularized"], few_digits, schedule, 2, CPU, tmp_path, penalties
         )
         stated = judges["gradient_regularized"].record["training"]["settings"]
         assert stated == {"penalty": penalties.get("gradient_regularized", 20.0)}

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,11 @@ from ml.datasets import Dataset
 from ml.models import Network
 from ml.step import Step, products_in, products_rounded
 from ml.train import Schedule, TrainingError
-from tests.ml.conftest import ROOT, save_dataset
+from tests.ml.conftest import ROOT
 
 CPU = torch.device("cpu")
-SCHEDULE = Schedule(epochs=4, batch=64)
+SCHEDULE = Schedule(epochs=2, batch=16)
+SOON = Schedule(epochs=None, batches=8, batch=16)  # for what need not have learned anything
 
 
 def obtain(
@@ -39,26 +43,24 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(small_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, files.Trained]:
+def trained(few_digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, files.Trained]:
     folder = tmp_path_factory.mktemp("checkpoints")
-    return folder, obtain("undefended", small_digits, folder)
+    return folder, obtain("undefended", few_digits, folder)
 
 
-def test_training_learns_and_says_how_well(
-    trained: tuple[Path, files.Trained], small_digits: Dataset
-) -> None:
+def test_training_learns_and_says_how_well(trained: tuple[Path, files.Trained], few_digits: Dataset) -> None:
     _, model = trained
-    answers = train.predict(model.network, small_digits.test_images).argmax(1).numpy()
-    assert model.clean_accuracy == np.mean(answers == small_digits.test_labels)
+    answers = train.predict(model.network, few_digits.test_images).argmax(1).numpy()
+    assert model.clean_accuracy == np.mean(answers == few_digits.test_labels)
     assert model.clean_accuracy > 0.9
 
 
 def test_a_second_call_reuses_the_checkpoint(
-    trained: tuple[Path, files.Trained], small_digits: Dataset, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, files.Trained], few_digits: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, model = trained
     written = model.checkpoint.stat().st_mtime_ns
-    again = obtain("undefended", small_digits, folder)
+    again = obtain("undefended", few_digits, folder)
     assert "train" not in capsys.readouterr().err
     assert model.checkpoint.stat().st_mtime_ns == written
     assert again.checkpoint_sha256 == model.checkpoint_sha256
@@ -67,41 +69,42 @@ def test_a_second_call_reuses_the_checkpoint(
 
 
 def test_the_same_seed_gives_the_same_bytes(
-    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], few_digits: Dataset, tmp_path: Path
 ) -> None:
     _, model = trained
-    assert obtain("undefended", small_digits, tmp_path).checkpoint_sha256 == model.checkpoint_sha256
+    assert obtain("undefended", few_digits, tmp_path).checkpoint_sha256 == model.checkpoint_sha256
+    students = [obtain("distilled", few_digits, tmp_path / folder, SOON) for folder in ("a", "b")]
+    assert students[0].checkpoint_sha256 == students[1].checkpoint_sha256
 
 
 def test_other_seeds_schedules_and_data_are_other_checkpoints(
-    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], few_digits: Dataset, tmp_path: Path
 ) -> None:
     _, model = trained
-    short = dataclasses.replace(SCHEDULE, epochs=1)
-    flipped = dataclasses.replace(small_digits, train_images=small_digits.train_images[..., ::-1].copy())
+    flipped = dataclasses.replace(few_digits, train_images=few_digits.train_images[..., ::-1].copy())
     others = [
-        obtain("undefended", small_digits, tmp_path, short),
-        obtain("undefended", small_digits, tmp_path, short, seed=4),
-        obtain("undefended", flipped, tmp_path, short),
+        obtain("undefended", few_digits, tmp_path, SOON),
+        obtain("undefended", few_digits, tmp_path, SOON, seed=4),
+        obtain("undefended", flipped, tmp_path, SOON),
     ]
     assert len({other.checkpoint.name for other in (model, *others)}) == 4
     assert len({other.checkpoint_sha256 for other in (model, *others)}) == 4
 
 
 def test_a_checkpoint_tells_its_configuration(
-    trained: tuple[Path, files.Trained], small_digits: Dataset
+    trained: tuple[Path, files.Trained], few_digits: Dataset
 ) -> None:
     _, model = trained
     assert model.config == {
         "recipe": train.RECIPE,
         "model": "undefended",
         "dataset": "digits",
-        "data_sha256": small_digits.sha256,
+        "data_sha256": few_digits.sha256,
         "image_shape": [1, 12, 12],
-        "classes": 10,
+        "classes": 6,
         "settings": {},
         "teacher": None,
-        "schedule": {"epochs": 4, "batch": 64, "learning_rate": 1e-3, "adam_epsilon": 1e-8},
+        "schedule": {"epochs": 2, "batch": 16, "learning_rate": 1e-3, "adam_epsilon": 1e-8},
         "seed": 3,
     }
     assert set(model.versions) == {"torch", "numpy"}
@@ -115,13 +118,12 @@ def test_a_checkpoint_tells_its_configuration(
 def test_a_damaged_or_foreign_checkpoint_is_trained_again(
     damage: str,
     trained: tuple[Path, files.Trained],
-    small_digits: Dataset,
+    few_digits: Dataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, model = trained
-    short = dataclasses.replace(SCHEDULE, epochs=1)
-    good = obtain("undefended", small_digits, tmp_path, short)
+    good = obtain("undefended", few_digits, tmp_path, SOON)
     data = good.checkpoint.read_bytes()
     bad = {
         "cut": data[:-1000],
@@ -133,7 +135,7 @@ def test_a_damaged_or_foreign_checkpoint_is_trained_again(
     assert good.checked
     good.checkpoint.write_bytes(bad[damage])
     capsys.readouterr()
-    again = obtain("undefended", small_digits, tmp_path, short)
+    again = obtain("undefended", few_digits, tmp_path, SOON)
     complaint = "made with another configuration" if damage == "other" else "not a readable checkpoint"
     assert f"{good.checkpoint}: {complaint}" in capsys.readouterr().err
     assert again.checkpoint_sha256 == good.checkpoint_sha256
@@ -152,80 +154,91 @@ def test_a_checkpoint_without_a_checksum_is_read_but_not_checked(
 
 
 def test_distillation_trains_a_teacher_and_learns_its_probabilities(
-    small_digits: Dataset, tmp_path: Path
+    few_digits: Dataset, tmp_path: Path
 ) -> None:
-    student = obtain("distilled", small_digits, tmp_path)
+    student = obtain("distilled", few_digits, tmp_path)
     names = checkpoints(tmp_path)
     assert [name.rsplit("-", 1)[0] for name in names] == ["distillation_teacher", "distilled"]
     assert student.config["settings"] == {"temperature": 50.0}
     assert student.clean_accuracy > 0.9
     # Trained at T = 50 the logits are about 50 times as far apart as they would need to be at T = 1.
-    logits = train.predict(student.network, small_digits.test_images)
+    logits = train.predict(student.network, few_digits.test_images)
     assert float((logits.max(1).values - logits.mean(1)).mean()) > 20
 
 
 def test_gradient_regularization_makes_input_gradients_smaller(
-    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], few_digits: Dataset, tmp_path: Path
 ) -> None:
+    """Those of the cross-entropy against the uniform label, of test images."""
+
     def size(model: files.Trained) -> float:
-        x = torch.from_numpy(small_digits.test_images / np.float32(255)).requires_grad_()
-        targets = torch.from_numpy(small_digits.test_labels)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model.network(x), targets, reduction="sum"), x)
+        x = torch.from_numpy(few_digits.test_images / np.float32(255)).requires_grad_()
+        loss = -model.network(x).log_softmax(1).mean(1).sum()
+        (gradient,) = torch.autograd.grad(loss, x)
         return float(gradient.flatten(1).norm(dim=1).mean())
 
-    regularized = obtain("gradient_regularized", small_digits, tmp_path)
+    regularized = obtain("gradient_regularized", few_digits, tmp_path)
     assert regularized.clean_accuracy > 0.8
-    assert size(regularized) < size(trained[1])
+    assert size(regularized) < size(trained[1]) / 2
 
 
-KILLED = Schedule(epochs=3, batch=64)
-TRAINING = """
-import sys; from pathlib import Path
-from tests.ml.conftest import saved_dataset; from tests.ml.test_train import KILLED, obtain
-obtain("gradient_regularized", saved_dataset(Path(sys.argv[2])), Path(sys.argv[1]), KILLED)
-"""
+KILLED = Schedule(epochs=3, batch=16)
 
 
-def training(data: Dataset, folder: Path) -> list[str]:
-    """The command that trains on `data` towards checkpoints in `folder`, in a process of its own."""
-    arrays = folder.with_suffix(".npz")
-    save_dataset(data, arrays)
-    return [sys.executable, "-c", TRAINING, str(folder), str(arrays)]
+@pytest.fixture(scope="module")
+def fewer_digits(few_digits: Dataset) -> Dataset:
+    """For epochs of 16 steps."""
+    images, labels = few_digits.train_images[:256], few_digits.train_labels[:256]
+    return dataclasses.replace(few_digits, train_images=images, train_labels=labels)
+
+
+@pytest.fixture(scope="module")
+def processes() -> BaseContext:
+    """Of which each begins with PyTorch imported, by a process that has computed nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", __name__])
+    return context
+
+
+def train_to_be_killed(data: Dataset, folder: Path) -> None:
+    obtain("gradient_regularized", data, folder, KILLED)
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
-    small_digits: Dataset, tmp_path: Path
+    fewer_digits: Dataset, tmp_path: Path, processes: BaseContext
 ) -> None:
     """Killed again and again, each time as soon as it has kept a further epoch."""
     folder = tmp_path / "killed"
-    config = train.configuration("gradient_regularized", small_digits, KILLED, 3)
+    config = train.configuration("gradient_regularized", fewer_digits, KILLED, 3)
     progress = files.progress_path(files.path_of(folder, config))
     kept, lives = 0, 0
     while True:
         lives += 1
-        with subprocess.Popen(training(small_digits, folder), cwd=ROOT, stderr=subprocess.DEVNULL) as process:
-            while process.poll() is None and (not progress.exists() or progress.stat().st_mtime_ns == kept):
-                time.sleep(0.002)
-            if process.poll() is not None:
-                break
+        process = processes.Process(target=train_to_be_killed, args=(fewer_digits, folder))  # type: ignore[attr-defined]
+        process.start()
+        while process.is_alive() and (not progress.exists() or progress.stat().st_mtime_ns == kept):
+            time.sleep(0.002)
+        if process.is_alive():
             process.kill()
-        assert process.returncode == -signal.SIGKILL
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
         assert not list(folder.rglob("*.safetensors"))
         kept = progress.stat().st_mtime_ns
-    assert process.returncode == 0
-    assert lives > 1, "it was never killed"
-    whole = obtain("gradient_regularized", small_digits, tmp_path / "whole", KILLED)
-    resumed = obtain("gradient_regularized", small_digits, folder, KILLED)
+    assert lives > 2, "it was not killed twice"
+    whole = obtain("gradient_regularized", fewer_digits, tmp_path / "whole", KILLED)
+    resumed = obtain("gradient_regularized", fewer_digits, folder, KILLED)
     assert resumed.checkpoint_sha256 == whole.checkpoint_sha256
-    assert checkpoints(tmp_path) == sorted([whole.checkpoint.name] * 2 + ["killed.npz"])
+    assert checkpoints(tmp_path) == [whole.checkpoint.name] * 2
 
 
 def test_going_on_from_any_epoch_is_what_not_stopping_would_have_been(
-    small_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fewer_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also in the middle of an epoch's end, where the schedule counts batches and ends within an epoch."""
-    schedule = Schedule(epochs=None, batches=50, batch=64)
-    whole = obtain("undefended", small_digits, tmp_path / "whole", schedule)
+    schedule = Schedule(epochs=None, batches=40, batch=16)
+    whole = obtain("undefended", fewer_digits, tmp_path / "whole", schedule)
 
     keep = files.save_progress
 
@@ -237,18 +250,17 @@ def test_going_on_from_any_epoch_is_what_not_stopping_would_have_been(
         patched.setattr(files, "save_progress", keep_and_stop)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
-                obtain("undefended", small_digits, tmp_path / "stopped", schedule)
-    assert obtain("undefended", small_digits, tmp_path / "stopped", schedule).checkpoint_sha256 == (
+                obtain("undefended", fewer_digits, tmp_path / "stopped", schedule)
+    assert obtain("undefended", fewer_digits, tmp_path / "stopped", schedule).checkpoint_sha256 == (
         whole.checkpoint_sha256
     )
 
 
 @pytest.mark.parametrize("damage", ["cut", "other", "shape"])
 def test_a_damaged_or_foreign_unfinished_training_is_begun_anew(
-    damage: str, small_digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str, few_digits: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = dataclasses.replace(SCHEDULE, epochs=1)
-    config = train.configuration("undefended", small_digits, short, 3)
+    config = train.configuration("undefended", few_digits, SOON, 3)
     path = files.path_of(tmp_path, config)
     network = Network((1, 8, 8) if damage == "shape" else (1, 12, 12))
     other = {**config, "seed": 4} if damage == "other" else config
@@ -258,14 +270,12 @@ def test_a_damaged_or_foreign_unfinished_training_is_begun_anew(
     files.save_progress(path, network, optimizer, other, 7)
     if damage == "cut":
         files.progress_path(path).write_bytes(files.progress_path(path).read_bytes()[:-9])
-    made = obtain("undefended", small_digits, tmp_path, short)
+    made = obtain("undefended", few_digits, tmp_path, SOON)
     assert "beginning anew" in capsys.readouterr().err
-    assert (
-        made.checkpoint_sha256 == obtain("undefended", small_digits, tmp_path / "b", short).checkpoint_sha256
-    )
+    assert made.checkpoint_sha256 == obtain("undefended", few_digits, tmp_path / "b", SOON).checkpoint_sha256
 
 
-def test_a_process_killed_while_saving_leaves_no_checkpoint(small_digits: Dataset, tmp_path: Path) -> None:
+def test_a_process_killed_while_saving_leaves_no_checkpoint(tmp_path: Path) -> None:
     """The worst moment: the file is written but has not got its name yet."""
     code = (
         "import os, signal, sys; from pathlib import Path\n"
@@ -294,12 +304,13 @@ def test_compiled_and_eager_steps_agree() -> None:
     x = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(1))
     targets = F.one_hot(torch.arange(8), 10).float()
     keep = network.dropout_mask(8, torch.Generator().manual_seed(2))
-    results = []
+    results, has_compiler = [], shutil.which(os.environ.get("CXX", "g++")) is not None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # within PyTorch's compiler
         for compiled in (True, False):
             step = Step(defenses.uniform_gradient_penalty, {"penalty": 100.0}, compiled)
             loss, logits, _ = step(network, x, targets, keep)
+            assert (step._compiled is not None) == (compiled and has_compiler), "it was not compiled"
             network.zero_grad()
             loss.backward()
             gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
@@ -314,11 +325,12 @@ def test_compiled_and_eager_steps_agree() -> None:
 def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path) -> None:
     """In a process of its own, where no C++ compiler can be found and no compiled code is cached."""
     code = (
-        "import torch; from ml import defenses; from ml.models import Network; from ml.step import Step\n"
-        "network = Network((1, 12, 12)); targets = torch.full((8, 10), 0.1)\n"
-        "step = Step(defenses.plain, {}, compiled=True)\n"
+        "import torch; from ml.step import Step\n"
+        "network = torch.nn.Linear(4, 2)\n"
+        "def objective(network, x, targets, keep): return (network(x) - targets).square().mean()\n"
+        "step = Step(objective, {}, compiled=True)\n"
         "for _ in range(2):\n"
-        "    loss, _, _ = step(network, torch.rand(8, 1, 12, 12), targets, torch.ones(8, 1024)); loss.backward()\n"
+        "    loss = step(network, torch.rand(8, 4), torch.rand(8, 2), None); loss.backward()\n"
         "print('loss', float(loss.detach()))\n"
     )
     environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
@@ -331,10 +343,10 @@ def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path) -> None:
     assert "loss" in done.stdout
 
 
-def test_a_loss_that_explodes_stops_training(small_digits: Dataset, tmp_path: Path) -> None:
-    wild = Schedule(epochs=4, batch=64, learning_rate=1e30)
+def test_a_loss_that_explodes_stops_training(few_digits: Dataset, tmp_path: Path) -> None:
+    wild = Schedule(epochs=4, batch=16, learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf)"):
-        obtain("undefended", small_digits, tmp_path, wild)
+        obtain("undefended", few_digits, tmp_path, wild)
     assert checkpoints(tmp_path) == []
 
 
@@ -349,10 +361,10 @@ def test_a_gpu_that_is_not_there_is_one_clear_line() -> None:
 
 
 def test_a_teacher_trained_otherwise_is_another_student(
-    small_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+    few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def student() -> dict[str, Any]:
-        return train.configuration("distilled", small_digits, SCHEDULE, 3)
+        return train.configuration("distilled", few_digits, SCHEDULE, 3)
 
     before = student()
     other = dataclasses.replace(defenses.DEFENSES["distillation_teacher"], settings={"temperature": 5.0})
@@ -361,15 +373,15 @@ def test_a_teacher_trained_otherwise_is_another_student(
 
 
 def test_products_in_bfloat16_are_another_training_of_the_same_accuracy(
-    trained: tuple[Path, files.Trained], small_digits: Dataset, tmp_path: Path
+    trained: tuple[Path, files.Trained], few_digits: Dataset, tmp_path: Path
 ) -> None:
     rounded = dataclasses.replace(SCHEDULE, precision="bfloat16")
     if not products_rounded("bfloat16"):
         with pytest.raises(TrainingError, match="cpu here cannot train with products in bfloat16"):
-            obtain("undefended", small_digits, tmp_path, rounded)
+            obtain("undefended", few_digits, tmp_path, rounded)
         return
     _, model = trained
-    other = obtain("undefended", small_digits, tmp_path, rounded)
+    other = obtain("undefended", few_digits, tmp_path, rounded)
     assert other.config["schedule"] == {**model.config["schedule"], "precision": "bfloat16"}
     assert other.checkpoint.name != model.checkpoint.name
     assert abs(other.clean_accuracy - model.clean_accuracy) < 0.03
