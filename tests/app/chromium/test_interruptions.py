@@ -10,9 +10,10 @@ from tests.app.chromium.visitor import (
     Visit,
     advance,
     by_clicks,
+    by_keys,
     choose,
     go,
-    judge_by_clicks,
+    judge_by_keys,
     judging_order,
     keys,
     label_of,
@@ -34,7 +35,7 @@ def test_a_reload_gives_the_page_before_it(visit: Visit, api: httpx2.Client) -> 
     visitor = visit()
     page = visitor.arrive()
     player = Player(api, token_of(page))
-    by_clicks(page, range(1, 5))
+    by_keys(page, range(1, 5))
     for position, until in ((5, "judging"), (None, "commenting"), (None, "finished")):
         if position:
             expect(progress(page)).to_have_text(name_of(position))
@@ -42,7 +43,7 @@ def test_a_reload_gives_the_page_before_it(visit: Visit, api: httpx2.Client) -> 
         advance(player, until)
         page.reload()
         if until == "judging":
-            judge_by_clicks(page, range(1, 3))
+            judge_by_keys(page, range(1, 3))
             expect(progress(page)).to_have_text("Image 3 of 30")
             assert_same_after_reload(page)
     assert_same_after_reload(page)
@@ -77,7 +78,8 @@ def test_the_back_button_shows_no_trial_that_could_be_answered_twice(
 ) -> None:
     page = visit(java_script_enabled=scripts).begin()
     token = token_of(page)
-    by_clicks(page, range(1, 4))
+    answer = by_keys if scripts else by_clicks
+    answer(page, range(1, 4))
     expect(progress(page)).to_have_text(name_of(4))
     page.go_back()
     if "/s/" not in page.url:
@@ -88,7 +90,7 @@ def test_the_back_button_shows_no_trial_that_could_be_answered_twice(
         choose(page, "8", "6")
         go(page).click()
     expect(progress(page)).to_have_text(name_of(4))
-    by_clicks(page, range(4, 6))
+    answer(page, range(4, 6))
     expect(progress(page)).to_have_text(name_of(6))
     if scripts:
         expect(saved(page)).to_have_text("Saved")
@@ -145,7 +147,7 @@ def test_two_tabs_are_one_session(visit: Visit, db: Database, api: httpx2.Client
     two = visitor.page(f"/s/{token}")
     painted(two)
     one.bring_to_front()
-    by_clicks(one, range(1, 4))
+    by_keys(one, range(1, 4))
     expect(saved(one)).to_have_text("Saved")
     two.bring_to_front()
     if in_touch:
@@ -153,23 +155,23 @@ def test_two_tabs_are_one_session(visit: Visit, db: Database, api: httpx2.Client
     else:
         choose(two, "6", "8")  # image 1, which the first tab has answered
         go(two).click()
-    by_clicks(two, range(4, 6))
+    by_keys(two, range(4, 6))
     expect(saved(two)).to_have_text("Saved")
     advance(Player(api, token), "judging", most=32 - 5 - 1)
     two.reload()
-    by_clicks(two, range(32, 33))
+    by_keys(two, range(32, 33))
     expect(two.get_by_text("The computer’s answer:")).to_be_visible()
     one.bring_to_front()
     choose(one, "6", "8")  # an image in the middle, and the session is in judging by now
     go(one).click()
-    judge_by_clicks(one, range(1, 3))
+    judge_by_keys(one, range(1, 3))
     expect(saved(one)).to_have_text("Saved")
     two.bring_to_front()
     if not in_touch:
         settled(two)
         verdict(two, "Yes").check()  # the first image, judged by the first tab
         go(two).click()
-    judge_by_clicks(two, range(3, 4))
+    judge_by_keys(two, range(3, 4))
     expect(saved(two)).to_have_text("Saved")
     found = rows(db, token)
     assert [

@@ -12,6 +12,7 @@ from tests.app.chromium.visitor import (
     advance,
     assert_stored,
     by_clicks,
+    by_keys,
     choose,
     comment_of,
     go,
@@ -44,19 +45,19 @@ def test_two_tabs_without_connection_are_one_session(visit: Visit, db: Database,
     painted(two)
     visitor.context.set_offline(True)
     one.bring_to_front()
-    by_clicks(one, range(1, 5))
+    by_keys(one, range(1, 5))
     two.bring_to_front()
     if not in_touch:
         expect(progress(two)).to_have_text(name_of(1))
         choose(two, "6", "8")  # the first tab's answer counts
         go(two).click()
-    by_clicks(two, range(5, 8))
+    by_keys(two, range(5, 8))
     one.bring_to_front()
     if not in_touch:
         expect(progress(one)).to_have_text(name_of(5))
         choose(one, "6", "8")
         go(one).click()
-    by_clicks(one, range(8, 10))
+    by_keys(one, range(8, 10))
     expect(progress(one)).to_have_text(name_of(10))
     assert len(kept(one)) == 9
     visitor.context.set_offline(False)
@@ -66,7 +67,7 @@ def test_two_tabs_without_connection_are_one_session(visit: Visit, db: Database,
     assert_stored(db, token, range(1, 10))
     if not in_touch:
         two.reload()
-    by_clicks(two, range(10, 11))
+    by_keys(two, range(10, 11))
     expect(saved(two)).to_have_text("Saved")
     assert_stored(db, token, range(1, 11))
 
@@ -86,7 +87,7 @@ def test_a_second_device_with_the_same_link_races_and_the_first_answers_count(
         expect(progress(two)).to_have_text(name_of(position))
         choose(two, "4", "2")
         go(two).click()
-    by_clicks(one, range(1, 4))
+    by_keys(one, range(1, 4))
     expect(saved(one)).to_have_text("Saved")
     phone.context.set_offline(False)
     expect(saved(two)).to_have_text("Saved", timeout=15_000)
@@ -113,14 +114,14 @@ def test_an_answer_that_the_browser_lost_is_asked_for_again(visit: Visit, db: Da
     page = visitor.arrive()
     token = token_of(page)
     page.route(SENT, lambda route: route.abort())
-    by_clicks(page, range(1, 4))
+    by_keys(page, range(1, 4))
     expect(saved(page)).to_have_text("Not saved yet: 3")
     forget(page, token, 2)
     painted(page)
     page.unroute(SENT)
     hope(page)
-    by_clicks(page, range(2, 3))
-    by_clicks(page, range(4, 5))
+    by_keys(page, range(2, 3))
+    by_keys(page, range(4, 5))
     expect(saved(page)).to_have_text("Saved")
     assert_stored(db, token, range(1, 5))
 
@@ -145,7 +146,7 @@ def test_a_withdrawal_elsewhere_empties_the_outbox(visit: Visit, db: Database, a
     page = visitor.arrive()
     token = token_of(page)
     visitor.context.set_offline(True)
-    by_clicks(page, range(1, 3))
+    by_keys(page, range(1, 3))
     api.post(f"/api/sessions/{token}/withdraw").raise_for_status()
     visitor.context.set_offline(False)
     expect(page.get_by_role("heading", name="Your answers are deleted")).to_be_visible()
@@ -160,7 +161,7 @@ def test_a_withdrawal_here_is_forgotten_here(visit: Visit, db: Database) -> None
     token = token_of(page)
     page.evaluate("(token) => localStorage.setItem(`comment:${token}`, 'Half a thou')", token)
     page.route(SENT, lambda route: route.abort())
-    by_clicks(page, range(1, 3))
+    by_keys(page, range(1, 3))
     expect(saved(page)).to_have_text("Not saved yet: 2")
     page.get_by_role("link", name="Stop and delete my answers").click()
     page.get_by_role("button", name="Delete everything").click()
@@ -261,7 +262,7 @@ def test_a_store_that_fails_amid_the_session_loses_nothing(visit: Visit, db: Dat
     page = visitor.arrive()
     token = token_of(page)
     visitor.context.set_offline(True)
-    by_clicks(page, range(1, 4))
+    by_keys(page, range(1, 4))
     expect(progress(page)).to_have_text(name_of(4))
     page.evaluate(
         """() => {
@@ -279,7 +280,7 @@ def test_a_store_that_fails_amid_the_session_loses_nothing(visit: Visit, db: Dat
     expect(progress(page)).to_have_text(name_of(5))
     expect(saved(page)).to_have_text("Saved")
     assert_stored(db, token, range(1, 5))
-    by_clicks(page, range(5, 7))
+    by_keys(page, range(5, 7))
     expect(progress(page)).to_have_text(name_of(7))
     assert_stored(db, token, range(1, 7))
 
@@ -326,12 +327,12 @@ def test_an_answer_that_is_refused_is_asked_for_again(visit: Visit, db: Database
             route.continue_()
 
     page.route("**/trials/2/label", refuse)
-    by_clicks(page, range(1, 3))
+    by_keys(page, range(1, 3))
     expect(page.get_by_role("alert")).to_have_text(
         "This answer could not be stored. Please answer once more."
     )
     expect(progress(page)).to_have_text(name_of(2))
-    by_clicks(page, range(2, 5))
+    by_keys(page, range(2, 5))
     expect(saved(page)).to_have_text("Saved")
     assert_stored(db, token, range(1, 5))
 
@@ -359,7 +360,7 @@ def test_what_another_tab_has_sent_is_trouble_no_more(visit: Visit, db: Database
     one = visitor.arrive()
     token = token_of(one)
     one.route(SENT, lambda route: route.abort())
-    by_clicks(one, range(1, 4))
+    by_keys(one, range(1, 4))
     expect(one.get_by_text("No connection. You can go on")).to_be_visible()
     two = visitor.page(f"/s/{token}")
     expect(saved(two)).to_have_text("Saved")

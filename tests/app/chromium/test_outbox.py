@@ -24,10 +24,11 @@ from tests.app.chromium.visitor import (
     assert_as_planned,
     assert_stored,
     by_clicks,
+    by_keys,
     choose,
     comment_of,
     hope,
-    judge_by_clicks,
+    judge_by_keys,
     kept,
     name_of,
     painted,
@@ -52,16 +53,16 @@ def test_a_participant_without_connection_goes_on_and_everything_arrives_once(
     page = visitor.begin("/study/short")
     token = token_of(page)
     cut = visitor.context.set_offline
-    by_clicks(page, range(1, 4), SHORT)
+    by_keys(page, range(1, 4), SHORT)
     expect(progress(page)).to_have_text(name_of(4, SHORT))
     expect(saved(page)).to_have_text("Saved")
     note = page.get_by_text("No connection. You can go on")
     expect(note).to_be_hidden()
     cut(True)
     expect(note).to_be_visible()
-    by_clicks(page, range(4, 14), SHORT)
+    by_keys(page, range(4, 14), SHORT)
     expect(saved(page)).to_have_text("Not saved yet: 10")
-    by_clicks(page, range(14, 15), SHORT)
+    by_keys(page, range(14, 15), SHORT)
     expect(
         page.get_by_text("Your last answers are kept on this device but not saved yet (11)")
     ).to_be_visible()
@@ -72,7 +73,7 @@ def test_a_participant_without_connection_goes_on_and_everything_arrives_once(
 
     painted(page)
     cut(True)
-    judge_by_clicks(page, range(1, 13), SHORT)
+    judge_by_keys(page, range(1, 13), SHORT)
     expect(page.get_by_text("not saved yet (12)")).to_be_visible()
     cut(False)
     finish = page.get_by_role("button", name="Finish")
@@ -158,7 +159,7 @@ def test_a_lost_acknowledgement_and_a_busy_server_store_the_answer_once(visit: V
             route.continue_()
 
     page.route("**/trials/2/label", unreliable)
-    by_clicks(page, range(1, 4))
+    by_keys(page, range(1, 4))
     expect(progress(page)).to_have_text(name_of(4))
     for count in range(1, 7):
         until(page, sent, count)
@@ -185,7 +186,7 @@ def test_a_request_that_is_never_answered_is_given_up_and_made_again(visit: Visi
             stuck.append(route)
 
     page.route(SENT, leave_unanswered)
-    by_clicks(page, range(1, 3))
+    by_keys(page, range(1, 3))
     until(page, stuck, 1)
     hope(page)  # the network has changed: what hangs on the old one is left
     until(page, stuck, 2)
@@ -244,10 +245,10 @@ def test_unsaved_answers_survive_the_death_of_the_browser(
     visitor, context = open_browser()
     page = visitor.arrive()
     token = token_of(page)
-    by_clicks(page, range(1, 3))
+    by_keys(page, range(1, 3))
     expect(saved(page)).to_have_text("Saved")
     context.set_offline(True)
-    by_clicks(page, range(3, 8))
+    by_keys(page, range(3, 8))
     expect(progress(page)).to_have_text(name_of(8))
     kill_processes(str(tmp_path))
     assert_stored(db, token, range(1, 3))

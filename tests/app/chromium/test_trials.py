@@ -14,6 +14,7 @@ from tests.app.chromium.visitor import (
     advance,
     boxes,
     by_clicks,
+    by_keys,
     choose,
     first_labels,
     go,
@@ -83,7 +84,7 @@ def test_no_trial_begins_before_every_image_is_there(visit: Visit, db: Database,
         )  # it may have gone by now
         page.evaluate("new Promise((done) => setTimeout(done, 50))")
     painted(page)
-    by_clicks(page, range(1, 6))
+    by_keys(page, range(1, 6))
     expect(saved(page)).to_have_text("Saved")
     assert display_of(db, player.token, 4)["image_retries"] == 3
     assert [display_of(db, player.token, position)["image_retries"] for position in (1, 2, 3, 5)] == [0] * 4
