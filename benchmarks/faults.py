@@ -7,6 +7,7 @@ Exit status 1 if an answer was lost or doubled, or images were assigned otherwis
 
 import argparse
 import random
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from app.serving import prepare
 from app.settings import ROOT, Settings
@@ -92,11 +94,16 @@ def main() -> int:
 @contextmanager
 def serving(settings: Settings, log: Path, processes: int, workers: int) -> Iterator[list[KillableServer]]:
     if processes > 1:
-        with several(settings, log, processes) as servers:
+        with several(settings, log, processes, whole) as servers:
             yield servers
     else:
-        with killable(settings, log, workers=workers) as server:
+        with killable(settings, log, workers=workers, popen=whole) as server:
             yield [server]
+
+
+def whole(args: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Each start from its beginning, as after a crash; the tests begin later."""
+    return subprocess.Popen(args, cwd=ROOT, text=True, **options)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,9 +25,10 @@ from fastapi.testclient import TestClient
 from app import auth
 from app.main import create_app
 from app.serving import prepare
-from app.settings import ROOT, Settings
+from app.settings import Settings
 from ml.pack import Pack
 from tests.app import databases as kinds
+from tests.app import forked
 from tests.app.databases import Databases
 from tests.packs import make_pack
 
@@ -221,7 +221,7 @@ class Server:
     url: str
     dashboard: str  # signs in whoever opens it
     settings: Settings
-    process: subprocess.Popen[str]
+    process: forked.Popen
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -250,12 +250,10 @@ def server(settings: Settings) -> Iterator[Server]:
 @contextmanager
 def serving(settings: Settings) -> Iterator[Server]:
     """`python -m app serve`, listening, until the block ends."""
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "app", "serve", "--port", str(free_port())],
-        cwd=ROOT,
         env=environment(settings),
-        stdout=subprocess.PIPE,
-        text=True,
+        stdout=forked.PIPE,
     )
     assert process.stdout is not None
     said = ""

@@ -27,12 +27,14 @@ from app import enrollment
 from app.bot import PAPER_FOOLED, PAPER_REASONABLE, Rates
 from app.db import Database
 from app.enrollment import SIMULATED, Beginning
-from app.settings import ROOT, Settings
+from app.settings import Settings
 from app.simulate import Answered, Ledger, Outbox, arrive, play
 from ml.pack import Pack
+from tests.app import forked
 from tests.app.conftest import environment, free_port
 from tests.app.databases import connected
 
+Process = forked.Popen | subprocess.Popen[str]
 RATES = Rates(PAPER_FOOLED, PAPER_REASONABLE)
 PATIENCE_S = 90.0  # a restart takes seconds, on a busy machine many
 
@@ -41,8 +43,14 @@ class KillableServer:
     """`python -m app serve`, always at the same port, whatever happens to its processes."""
 
     def __init__(
-        self, settings: Settings, log: Path, program: Sequence[str] = ("-m", "app"), workers: int = 1
+        self,
+        settings: Settings,
+        log: Path,
+        program: Sequence[str] = ("-m", "app"),
+        workers: int = 1,
+        popen: Callable[..., Process] = forked.Popen,
     ) -> None:
+        self._popen = popen
         self._program = program
         self._workers = workers
         self.port = free_port()
@@ -50,24 +58,22 @@ class KillableServer:
         self.settings = settings
         self.kills = 0
         self._log: IO[str] = log.open("a")
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Process | None = None
 
     @property
-    def process(self) -> subprocess.Popen[str]:
+    def process(self) -> Process:
         assert self._process is not None, "the server was not started"
         return self._process
 
     def spawn(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = self._popen(
             [
                 *(sys.executable, *self._program, "serve"),
                 *("--port", str(self.port), "--workers", str(self._workers)),
             ],
-            cwd=ROOT,
             env=environment(self.settings),
             stdout=subprocess.PIPE,
             stderr=self._log,
-            text=True,
         )
 
     def start(self) -> None:
@@ -98,7 +104,7 @@ class KillableServer:
         self.kill()
         if rng.random() < 0.25:
             self.spawn()
-            sleep(rng.uniform(0.2, 2))
+            sleep(rng.uniform(0, 0.5))
             self.kill()
         self.start()
 
@@ -121,10 +127,14 @@ class KillableServer:
 
 @contextmanager
 def killable(
-    settings: Settings, log: Path, program: Sequence[str] = ("-m", "app"), workers: int = 1
+    settings: Settings,
+    log: Path,
+    program: Sequence[str] = ("-m", "app"),
+    workers: int = 1,
+    popen: Callable[..., Process] = forked.Popen,
 ) -> Iterator[KillableServer]:
     """A server that listens, until the block ends; its errors go to `log`, `program` is what Python runs."""
-    server = KillableServer(settings, log, program, workers)
+    server = KillableServer(settings, log, program, workers, popen)
     try:
         server.start()
         yield server
@@ -133,9 +143,11 @@ def killable(
 
 
 @contextmanager
-def several(settings: Settings, log: Path, servers: int) -> Iterator[list[KillableServer]]:
+def several(
+    settings: Settings, log: Path, servers: int, popen: Callable[..., Process] = forked.Popen
+) -> Iterator[list[KillableServer]]:
     """So many servers with ports of their own behind one database, as on several machines."""
-    found = [KillableServer(settings, log) for _ in range(servers)]
+    found = [KillableServer(settings, log, popen=popen) for _ in range(servers)]
     try:
         for server in found:
             server.spawn()
@@ -434,7 +446,7 @@ class Locker:
             "    c.execute(text('BEGIN IMMEDIATE' if sqlite else sys.argv[2]))\n"
             "    print('locked', flush=True); sys.stdin.read(); c.rollback()"
         )
-        self._process = subprocess.Popen(
+        self._process = forked.Popen(
             [
                 sys.executable,
                 "-c",
@@ -442,10 +454,8 @@ class Locker:
                 database_url,
                 "LOCK TABLE responses, judgments IN EXCLUSIVE MODE",
             ],
-            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == "ready\n"

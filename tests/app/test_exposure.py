@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,8 @@ from app import settings as settings_module
 from app.db import Database
 from app.models import Base
 from app.serving import prepare
-from app.settings import ROOT, Settings, SettingsError, refuse_unsafe
+from app.settings import Settings, SettingsError, refuse_unsafe
+from tests.app import forked
 from tests.app.conftest import SECRET, environment, free_port
 from tests.app.test_cli import app, assert_one_line
 
@@ -194,14 +194,12 @@ def test_no_secret_is_in_what_the_server_writes_nor_in_any_address(settings: Set
     """A server as a lab runs it: exposed, behind a name; somebody signs in each way, and fails to."""
     set_password(db)
     port = free_port()
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-m", "app", "serve", "--port", str(port)],
-        cwd=ROOT,
         env=environment(settings)
         | {"HOST": "0.0.0.0", "ALLOW_HTTP": "yes", "PUBLIC_URL": f"http://127.0.0.1:{port}"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        stdout=forked.PIPE,
+        stderr=forked.STDOUT,
     )
     assert process.stdout is not None
     said = process.stdout.readline() + process.stdout.readline()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import zipfile
@@ -23,9 +22,10 @@ from app.main import create_app
 from app.models import CleanImage, Image, Pack, Stimulus, Study, StudyPack
 from app.packs import Imported, import_pack
 from app.serving import prepare
-from app.settings import ROOT, Settings
+from app.settings import Settings
 from ml import pack as pack_format
 from ml.pack import PackError
+from tests.app import forked
 from tests.app.conftest import STUDY, environment
 from tests.app.small import db, prepared, settings, small, study
 from tests.app.test_cli import app, assert_one_line
@@ -147,7 +147,7 @@ def test_a_process_that_is_killed_leaves_nothing(
 ) -> None:
     before = content(db)
     command = [sys.executable, "-c", KILLED, table, str(other.directory)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(settings), check=False)
+    done = forked.run(command, environment(settings))
     assert done.returncode == -signal.SIGKILL
     assert content(db) == before
     assert imported(db, other) is Imported.NEW
@@ -173,9 +173,7 @@ def test_a_disk_that_is_full_leaves_nothing(
 ) -> None:
     before = content(db)
     command = [sys.executable, "-c", FULL, str(40_000), str(other.directory)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(settings), capture_output=True, text=True, check=False
-    )
+    done = forked.run(command, environment(settings))
     assert_one_line(done, "the database cannot be used")
     assert content(db) == before
     assert imported(db, other) is Imported.NEW

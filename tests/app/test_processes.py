@@ -15,8 +15,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from app import cli
-from app.settings import ROOT, Settings
+from app.settings import Settings
 from ml.pack import Pack
+from tests.app import forked
 from tests.app.conftest import Player, begin
 from tests.app.databases import Databases, connected
 from tests.app.faults import (
@@ -229,7 +230,7 @@ sys.exit(cli.main(["serve"]))
     ],
 )
 def test_workers_that_cannot_start_end_the_command(fault: str, status: int, said: str) -> None:
-    done = subprocess.run([sys.executable, "-c", SUPERVISED, fault], cwd=ROOT, capture_output=True, text=True)
+    done = forked.run([sys.executable, "-c", SUPERVISED, fault])
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
 
 

@@ -1,7 +1,6 @@
 """What a process may find when it starts: a later program's database, something else's, others that start too."""
 
 import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -13,6 +12,7 @@ from sqlalchemy import text
 from app import cli
 from app.db import Database
 from app.settings import ROOT, Settings
+from tests.app import forked
 from tests.app.conftest import environment
 from tests.app.databases import Databases, connected, path
 from tests.app.releases import RELEASES, carried
@@ -169,14 +169,7 @@ def test_servers_that_start_at_once_prepare_one_database(
         (tmp_path / "old").mkdir()
         url = carried(before, databases, tmp_path / "old")
     starting = Settings(url, settings.secret, settings.studies, settings.stimuli)
-    done = subprocess.run(
-        [sys.executable, "-c", STARTING, "4"],
-        cwd=ROOT,
-        env=environment(starting),
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=300,
-    )
+    done = forked.run([sys.executable, "-c", STARTING, "4"], environment(starting))
     assert (done.returncode, done.stderr) == (0, "")
     stored = content(url, {"packs": ["sha256"], "studies": ["slug"], "alembic_version": ["version_num"]})
     assert sum(stored["packs"].values()) == len(stored["packs"]), "each pack once"

@@ -5,7 +5,6 @@ import logging
 import re
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +24,8 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from app import db as databases
 from app import logs, probe, ready
 from app.main import create_app
-from app.settings import ROOT, Settings
+from app.settings import Settings
+from tests.app import forked
 from tests.app.conftest import Player, begin, environment, free_port
 
 Start = Callable[..., Player]
@@ -38,13 +38,11 @@ def running(settings: Settings, *options: str, program: str | None = None, **env
     """A real server with these variables; gives its address and process; all it says is in `said` afterwards."""
     port = free_port()
     what = ["-c", program] if program else ["-m", "app"]
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, *what, "serve", "--port", str(port), *options],
-        cwd=ROOT,
         env=environment(settings) | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        stdout=forked.PIPE,
+        stderr=forked.PIPE,
     )
     assert process.stdout is not None
     while "Dashboard:" not in (line := process.stdout.readline()):
