@@ -1,6 +1,7 @@
 """The commands of a documentation page, and a fresh installation to run them in.
 
-Every fenced block of `sh` is run, in the page's order, unless a comment before it says otherwise:
+Every fenced block of `sh` is run, in the page's order, with fewer participants and repetitions than the page says,
+unless a comment before it says otherwise:
 
     <!-- not run: REASON -->
     <!-- in the background until: TEXT -->     a server; it runs until the next such block, or the page's end
@@ -31,12 +32,12 @@ LEFT_BEHIND = (
     "build",
     "data",
     "checkpoints",
-    "__pycache__",
     ".*_cache",
     ".hypothesis",
     "*.egg-info",
 )
 LONGEST_S = 420.0
+FEWER = {"--participants": 6, "--replicates": 50}
 BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*?) -->\n+)?^```sh\n(?P<commands>.*?)^```", re.M | re.S)
 
 
@@ -84,12 +85,8 @@ class Installation:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder / "repository"
-        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND))
-        venv = self.folder / ".venv"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-        lent = venv / "lib" / version / "site-packages" / "lent.pth"
-        lent.write_text(sysconfig.get_path("purelib") + "\n")
+        self._terminal = folder / "terminal.sh"
+        self.renew()
         self.port = _free_port()
         self.environment = {
             **{
@@ -104,6 +101,23 @@ class Installation:
         }
         self._server: subprocess.Popen[bytes] | None = None
         self._said = folder / "server.log"
+
+    def renew(self, installed: bool = False) -> None:
+        """As at the beginning, or as it is once `make run` has installed it, if that was done before."""
+        venv = self.folder / ".venv"
+        if self.folder.exists():
+            for path in self.folder.iterdir():
+                if path != venv or not installed:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._terminal.unlink(missing_ok=True)
+        # With the times of the files: what is compiled here, in __pycache__, need not be there again.
+        shutil.copytree(ROOT, self.folder, ignore=shutil.ignore_patterns(*LEFT_BEHIND), dirs_exist_ok=True)
+        if venv.exists():
+            return
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        lent = venv / "lib" / version / "site-packages" / "lent.pth"
+        lent.write_text(sysconfig.get_path("purelib") + "\n")
 
     def run(self, block: Block) -> str:
         """Run a block in the foreground or start it in the background; returns what it printed."""
@@ -139,8 +153,11 @@ class Installation:
 
     def _shell(self, block: Block) -> list[str]:
         # What one block sets, as `. ./study.env` does, holds in the next one, as in the reader's terminal.
-        kept = self.folder.parent / "terminal.sh"
+        kept = self._terminal
         commands = block.commands.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+        for option, most in FEWER.items():
+            for number in re.findall(rf"{option} (\d+)", commands):
+                commands = commands.replace(f"{option} {number}", f"{option} {min(most, int(number))}")
         keep = f"trap 'export -p > {kept}' EXIT" if block.until is None else ""
         return ["bash", "-c", f"[ -e {kept} ] && . {kept}; {keep}\nset -euo pipefail\n{commands}"]
 

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files = dict.fromkeys(item.path for item in items)
     computing = [file for file in files if file.is_relative_to(here / "ml")]
     computing.sort(key=lambda file: file.stem not in ("test_generate", "test_train"))
-    served = [file for file in files if file.stem in ("test_faults", "test_processes", "test_simulate")]
+    served = [file for file in files if file.stem in ("test_documentation", "test_faults", "test_processes")]
     waiting = served + [file for file in files if file.is_relative_to(here / "app" / "chromium")]
     place = {file: 2 * i for i, file in enumerate(computing)}
     place |= {file: 2 * i + 1 for i, file in enumerate(waiting)}

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url
 
-from tests.commands import ROOT, blocks, installation
+from tests.commands import ROOT, Installation, blocks, installation
 from tests.packs import make_pack
 
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "results").glob("*.md"), *ROOT.glob("*.md")])
-WITH_COMMANDS = [page for page in PAGES if any(not block.not_run for block in blocks(page))]
+INSTALLING = ("deploy", "first-study")  # who reads another page has done what the latter says
+WITH_COMMANDS = sorted(
+    (page for page in PAGES if any(not block.not_run for block in blocks(page))),
+    key=lambda page: page.stem not in INSTALLING,
+)
 
 
 def test_the_site_is_built_and_no_link_leads_nowhere(tmp_path: Path) -> None:
@@ -67,23 +71,34 @@ def test_commands_stand_in_blocks_that_are_run(page: Path) -> None:
     assert not re.findall(r"^(?: {4}|)\$? ?(?:\.venv/bin/)?(?:python3? -m|make |docker ).*", text, re.M)
 
 
-@pytest.fixture
-def prepared_machine(postgresql: str) -> Iterator[dict[str, str]]:
-    """The environment in which `postgresql:///study` is an empty database, as on a machine set up by the page."""
+@pytest.fixture(scope="module")
+def machine(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     url = make_url(postgresql)
-    engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    variables = {"PGHOST": str(url.query["host"]), "PGUSER": str(url.username)}
+    with installation(tmp_path_factory.mktemp("machine"), variables) as there:
+        yield there
+
+
+@pytest.fixture
+def empty_database(postgresql: str) -> Iterator[None]:
+    """`postgresql:///study`, as on a machine set up by the page."""
+    url = make_url(postgresql).set(drivername="postgresql+psycopg")
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql("CREATE DATABASE study")
-        yield {"PGHOST": str(url.query["host"]), "PGUSER": str(url.username)}
+        yield
         connection.exec_driver_sql("DROP DATABASE study WITH (FORCE)")
     engine.dispose()
 
 
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
-def test_the_commands_of(page: Path, tmp_path: Path, prepared_machine: dict[str, str]) -> None:
-    with installation(tmp_path, prepared_machine) as there:
-        if page.stem == "paper":  # in place of what its author trains
-            make_pack(there.folder / "stimuli" / "digits-jsma", name="digits-jsma")
+def test_the_commands_of(page: Path, machine: Installation, empty_database: None) -> None:
+    machine.renew(installed=page.stem not in INSTALLING)
+    if page.stem == "paper":  # in place of what its author trains
+        make_pack(machine.folder / "stimuli" / "digits-jsma", name="digits-jsma")
+    try:
         for block in blocks(page):
             if not block.not_run:
-                there.run(block)
+                machine.run(block)
+    finally:
+        machine.stop()

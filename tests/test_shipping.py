@@ -195,13 +195,13 @@ def environment_of_compose(values: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """What the image holds, as a folder: only what COPY puts there."""
+    """What the image holds, as a folder: only what COPY puts there, and what is compiled here already."""
     work = tmp_path / "srv"
     for source, destination in copied(FINAL):
         target = work / destination / Path(source).name if destination.endswith("/") else work / destination
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, target, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / source, target)
         else:
             shutil.copy(ROOT / source, target if not target.is_dir() else target / source)
     return work
@@ -251,10 +251,11 @@ def test_the_images_commands_run_without_an_engine(
         server = subprocess.Popen(natively(command.words), cwd=image, env=environment, stdout=log, stderr=log)
     try:
         end = time.monotonic() + 120
-        while run(health).returncode != 0:
-            assert server.poll() is None, (tmp_path / "log").read_text()
+        while "Dashboard:" not in (said_by_it := (tmp_path / "log").read_text()):
+            assert server.poll() is None, said_by_it
             assert time.monotonic() < end
-            time.sleep(0.3)
+            time.sleep(0.1)
+        assert run(health).returncode == 0
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/study/mnist",
             headers={"Host": "study.example.org", "X-Forwarded-Proto": "https"},

@@ -23,7 +23,7 @@ from app.main import create_app
 from app.settings import Settings
 from ml.pack import Pack
 from tests.app import databases as kinds
-from tests.app.conftest import SECRET, Player, begin
+from tests.app.conftest import SECRET, Player, begin, installation
 from tests.app.databases import Databases, connected
 from tests.app.faults import count, crowd, killable
 from tests.app.small import db, prepared, settings, small, study
@@ -54,10 +54,21 @@ def empty(request: pytest.FixtureRequest, empties: dict[kinds.Kind, Database]) -
     return empties[kind]
 
 
-@pytest.fixture
-def played(settings: Settings, prepared: str) -> Player:
-    """One who finished, one who left, one who withdrew, one pretended; and the one returned, in the middle."""
-    with TestClient(create_app(settings)) as client:
+@pytest.fixture(scope="module")
+def played(
+    prepared: str,
+    databases: Databases,
+    small: Pack,
+    study: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Player]:
+    """One who finished, one who left, one who withdrew, one pretended; and the one returned, in the middle.
+
+    Tests that ask for it have a copy of this database.
+    """
+    folder = tmp_path_factory.mktemp("played")
+    url = databases.copy(prepared, folder)
+    with TestClient(create_app(installation(folder, small, url, study))) as client:
         begin(client, PROLIFIC_PID="Zoë", STUDY_ID="s").answer(
             lambda trial: (
                 {"runner_up": None, "label": "none"}
@@ -74,7 +85,19 @@ def played(settings: Settings, prepared: str) -> Player:
         unfinished.answer(until="commenting")
         assert client.post(f"{unfinished.base}/comments", json={"text": REMARK}).status_code == 200
         begin(client, PROLIFIC_PID="half").answer(most=4)
-        return unfinished
+    return url, unfinished
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path, databases: Databases) -> Iterator[str]:
+    if "played" in request.fixturenames:
+        url = databases.copy(request.getfixturevalue("played")[0], tmp_path)
+    elif "prepared" in request.fixturenames:
+        url = databases.copy(request.getfixturevalue("prepared"), tmp_path)
+    else:
+        url = databases.new(tmp_path)
+    yield url
+    databases.discard(url)
 
 
 def results_of(url: str, settings: Settings) -> list[dict[str, Any]]:
@@ -120,7 +143,7 @@ def url_of(database: Database) -> str:
 def test_what_is_restored_is_what_was_backed_up_and_goes_on(
     db: Database,
     settings: Settings,
-    played: Player,
+    played: tuple[str, Player],
     empty: Database,
     tmp_path: Path,
 ) -> None:
@@ -143,10 +166,11 @@ def test_what_is_restored_is_what_was_backed_up_and_goes_on(
     with TestClient(
         create_app(Settings(url_of(empty), SECRET, settings.studies, settings.stimuli))
     ) as client:
-        here = Player(client, played.token)
+        unfinished = played[1].token
+        here = Player(client, unfinished)
         assert here.session()["state"] == "commenting"
         assert client.post(f"{here.base}/finish").json()["completion_code"]
-        assert begin(client, PROLIFIC_PID="middle").token == played.token
+        assert begin(client, PROLIFIC_PID="middle").token == unfinished
         begin(client, PROLIFIC_PID="new").answer()
     after = rows_of(url_of(empty))
     assert len(after["participants"]) == len(before["participants"]) + 1
@@ -164,7 +188,7 @@ def test_a_backup_amid_answers_holds_every_answer_acknowledged_before(
     file = tmp_path / "amid.zip"
     with (
         killable(settings, tmp_path / "server.log") as server,
-        crowd(server.url, "test", small, 12, seed=5) as bots,
+        crowd(server.url, "test", small, 8, seed=5) as bots,
     ):
         bots.wait_for_answers(60)
         before = list(bots.ledger.acknowledged)
@@ -290,7 +314,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, bytes]], object], str]] = {
 
 @pytest.mark.only("sqlite")
 def test_a_backup_that_is_not_as_it_was_restores_nothing(
-    db: Database, played: Player, empty: Database, tmp_path: Path
+    db: Database, played: tuple[str, Player], empty: Database, tmp_path: Path
 ) -> None:
     good = tmp_path / "good.zip"
     backup.write(db, good)
@@ -313,7 +337,7 @@ def test_a_backup_that_is_not_as_it_was_restores_nothing(
 def test_a_file_that_is_damaged_or_no_backup_or_a_bomb(
     db: Database,
     settings: Settings,
-    played: Player,
+    played: tuple[str, Player],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -351,7 +375,7 @@ def test_a_file_that_is_damaged_or_no_backup_or_a_bomb(
 @pytest.mark.only("sqlite")
 def test_a_database_that_changes_what_it_stores_is_noticed(
     db: Database,
-    played: Player,
+    played: tuple[str, Player],
     empty: Database,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -376,7 +400,7 @@ def test_a_database_that_changes_what_it_stores_is_noticed(
 def test_the_file_is_its_owners_alone_and_replaces_none_unasked(
     db: Database,
     settings: Settings,
-    played: Player,
+    played: tuple[str, Player],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

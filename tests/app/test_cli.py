@@ -25,6 +25,7 @@ from app.main import create_app
 from app.serving import prepare
 from app.settings import ROOT, Settings
 from ml.pack import Pack
+from tests.app import forked
 from tests.app.conftest import STUDY, Player, Server, environment
 
 
@@ -123,14 +124,7 @@ def test_control_c_stops_the_server_without_a_word(again: subprocess.Popen[str])
 def test_a_busy_port_is_one_line(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        typed = subprocess.run(
-            [sys.executable, "-m", "app", "serve", "--port", str(port)],
-            cwd=ROOT,
-            env=environment(settings),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        typed = forked.run([sys.executable, "-m", "app", "serve", "--port", str(port)], environment(settings))
         assert_one_line(typed, str(port), "in use", "--port")
         assert_one_line(app(settings, "serve", PORT=str(port)), str(port), "in use")
     assert_one_line(app(settings, "serve", "--port", "99999"), "99999")

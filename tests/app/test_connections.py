@@ -4,7 +4,8 @@ import asyncio
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -108,36 +109,50 @@ def wait_until(true: Callable[[], bool], what: str) -> None:
 # Slow
 
 
-@pytest.mark.parametrize(
-    ("start", "drop"),
-    [
-        (b"G", b""),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"x"),
-        (b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"X-Slow: x\r\n"),
-        (FORM + b"Content-Length: 9999\r\n\r\n", b"x"),
-        (FORM + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\nConnection: close\r\n", b"x"),
-    ],
-    ids=["a byte", "a header", "headers", "a body", "chunks", "a body that nobody reads"],
-)
-def test_a_request_that_drips_in_is_ended(impatient: KillableServer, start: bytes, drop: bytes) -> None:
-    with connect(impatient) as connection:
-        assert_refused(dripped(connection, start, drop), 408)
+def all_dripped(server: KillableServer, requests: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
+    """What the server says to each, on connections that are open at the same time."""
+
+    def one(request: tuple[bytes, bytes]) -> bytes:
+        with connect(server) as connection:
+            return dripped(connection, *request)
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(one, requests))
+
+
+DRIPPING = {
+    "a byte": (b"G", b""),
+    "a header": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"x"),
+    "headers": (b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"X-Slow: x\r\n"),
+    "a body": (FORM + b"Content-Length: 9999\r\n\r\n", b"x"),
+    "chunks": (FORM + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "a body that nobody reads": (
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\nConnection: close\r\n",
+        b"x",
+    ),
+}
+
+
+def test_a_request_that_drips_in_is_ended(impatient: KillableServer) -> None:
+    said = all_dripped(impatient, list(DRIPPING.values()))
+    for what, reply in zip(DRIPPING, said, strict=True):
+        print(what)
+        assert_refused(reply, 408)
 
 
 def test_a_second_request_that_drips_in_is_ended(impatient: KillableServer) -> None:
     """Behind a whole one, in one piece with it, with and without more."""
-    for start, drop in (
-        (b"GET /", b""),
-        (b"GET /", b"x"),
-        (b"POST /withdraw HTTP/1.1\r\nHost: x\r\nCon", b"x"),
-    ):
-        with connect(impatient) as connection:
-            said = dripped(connection, b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + start, drop)
-            assert said.startswith(b"HTTP/1.1 200 "), "the first is answered"
-            second = said.partition(b"\r\n\r\n")[2]
-            if second or drop:
-                assert_refused(second, 408)
+    first = b"HEAD /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    seconds = [
+        (first + b"GET /", b""),
+        (first + b"GET /", b"x"),
+        (first + b"POST /withdraw HTTP/1.1\r\nHost: x\r\nCon", b"x"),
+    ]
+    for (_, drop), said in zip(seconds, all_dripped(impatient, seconds), strict=True):
+        assert said.startswith(b"HTTP/1.1 200 "), "the first is answered"
+        second = said.partition(b"\r\n\r\n")[2]
+        if second or drop:
+            assert_refused(second, 408)
 
 
 def test_a_connection_without_a_request_is_closed(impatient: KillableServer) -> None:
@@ -205,7 +220,12 @@ def slow_ones(server: KillableServer, many: int, stack: ExitStack) -> None:
 
 def test_a_participant_answers_among_many_who_are_slow(poor: KillableServer) -> None:
     """400 connections that say little or nothing, at a server that takes 50; more come all the while."""
-    with ExitStack() as stack, httpx2.Client(base_url=poor.url, timeout=PATIENCE_S) as client:
+    each_anew = httpx2.Limits(max_keepalive_connections=0)
+    with (
+        ExitStack() as stack,
+        httpx2.Client(base_url=poor.url, timeout=PATIENCE_S) as client,
+        httpx2.Client(base_url=poor.url, timeout=PATIENCE_S, limits=each_anew) as browser,
+    ):
         slow_ones(poor, 400, stack)
         player = begin(client)
         for _ in range(12):
@@ -213,7 +233,7 @@ def test_a_participant_answers_among_many_who_are_slow(poor: KillableServer) -> 
             player.answer(most=6)
             # A page, its style and its script, each on a connection of its own.
             for path in (f"/s/{player.token}", "/static/style.css", "/static/session.js"):
-                assert httpx2.get(f"{poor.url}{path}", timeout=PATIENCE_S).status_code == 200
+                assert browser.get(path).status_code == 200
         player.answer()
         assert player.session()["state"] == "finished"
         assert sockets(poor) <= 120  # those just taken, and the system's own

@@ -33,7 +33,7 @@ from tests.app.test_faults import ANSWERS, assert_sound, log, pack, prepared, se
 
 __all__ = ["log", "pack", "prepared", "server", "settings"]  # fixtures
 
-BOTS = 40
+BOTS = 24
 KILLS = 3
 PROCESSES = 4
 

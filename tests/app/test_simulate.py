@@ -130,15 +130,15 @@ def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
     said = play(
         server,
         pack,
-        8,
+        5,
         3,
         *("--fooled", *(f"{model}={rate}" for model, rate in fooled.items())),
         *("--reasonable", *(f"{model}={rate}" for model, rate in reasonable.items())),
     )
-    assert said == everybody(8)
+    assert said == everybody(5)
     found = results(server)
     counts = found["participants"]
-    assert (counts["started"], counts["finished"], counts["withdrawn"]) == (8, 8, 0)
+    assert (counts["started"], counts["finished"], counts["withdrawn"]) == (5, 5, 0)
     assert found["data"] == "simulated"
     models = found["packs"]["test-pack"]["models"]
     assert set(models) == set(fooled)
@@ -149,7 +149,7 @@ def test_the_rates_asked_for_come_back(server: Server, pack: Pack) -> None:
             ("mistake_reasonable_direct", reasonable[model]),
         ):
             rate = rates[outcome]
-            assert rate["n"] == 80
+            assert rate["n"] == 50
             inside = binomtest(rate["count"], rate["n"]).proportion_ci(0.9999, method="exact")
             assert inside.low <= asked <= inside.high, (model, outcome, rate)
             if asked in (0, 1):
