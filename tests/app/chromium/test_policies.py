@@ -42,7 +42,6 @@ def watched(visitor: Visitor) -> list[str]:
     found: list[str] = []
 
     def watch(page: Page) -> None:
-        page.add_init_script(QUICK)
         page.expose_binding("violated", lambda _, told: found.append(told))
         page.add_init_script(WATCH)
 
@@ -96,6 +95,7 @@ def test_the_dashboard_violates_nothing_and_keeps_its_looks(
     visitor = visit()
     violations = watched(visitor)
     page = visitor.page(server.dashboard)
+    page.add_init_script(QUICK)
     page.goto("/results/looked-at")
     page.get_by_role("checkbox").check()
     page.get_by_role("button", name="Unmask now").click()

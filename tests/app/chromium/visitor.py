@@ -22,7 +22,8 @@ SHORT = 12  # of the short study, which is as quick to play to its end
 LABELS = (("3", "1"), ("none", "none"), ("0", "none"), ("2", "3"), ("1", "0"), ("0", "2"), ("none", "none"))
 VERDICTS = (True, False, False)
 
-# Where a page asks again every few seconds, it does so ten times as often.
+# For the dashboard, which asks again every few seconds: ten times as often. In a session it would shorten what a
+# request may take.
 QUICK = """
 const wait = window.setTimeout;
 window.setTimeout = (act, ms, ...more) => wait(act, ms / 10, ...more);
