@@ -48,17 +48,18 @@ def test_the_most_robust_that_still_reads_well_is_chosen(rows: list[sweep.Row], 
 
 
 def test_a_sweep_measures_each_penalty_on_held_out_training_images(
-    small_digits: Dataset, tmp_path: Path
+    few_digits: Dataset, tmp_path: Path
 ) -> None:
-    # Test images that would break everything, were they looked at.
-    blind = dataclasses.replace(
-        small_digits, test_images=small_digits.test_images[:0], test_labels=np.zeros(0, np.int64)
+    fewer = dataclasses.replace(
+        few_digits, train_images=few_digits.train_images[:320], train_labels=few_digits.train_labels[:320]
     )
-    schedule = Schedule(epochs=3, batch=64)
+    # Test images that would break everything, were they looked at.
+    blind = dataclasses.replace(fewer, test_images=fewer.test_images[:0], test_labels=np.zeros(0, np.int64))
+    schedule = Schedule(epochs=2, batch=16)
     found = sweep.sweep("double_backprop", blind, schedule, 3, CPU, tmp_path, values=(1.0, 1e7))
-    data = sweep.split(small_digits)
-    assert found.validation_images == len(data.test_images) == -(-len(small_digits.train_images) // 10)
-    assert len(data.train_images) + len(data.test_images) == len(small_digits.train_images)
+    data = sweep.split(fewer)
+    assert found.validation_images == len(data.test_images) == -(-len(fewer.train_images) // 10)
+    assert len(data.train_images) + len(data.test_images) == len(fewer.train_images)
     assert found.undefended.transferred == found.undefended.own
     weak, strong = found.rows
     assert (weak.penalty, strong.penalty) == (1.0, 1e7)
