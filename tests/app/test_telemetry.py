@@ -293,14 +293,16 @@ def test_several_processes_are_counted_together(settings: Settings, prepared: ob
         running(settings, "--workers", "2") as (url, _),
         httpx2.Client(base_url=url, limits=each_anew) as client,
     ):
-        pids = set()
         for _ in range(40):
             assert client.get("/healthz").status_code == 200
-        for _ in range(40):  # whichever process is asked
+        asked = whole = 0
+        while whole < 40:  # whichever process is asked
             found = numbers(client.get("/metrics").text)
-            assert total(found, "http_requests_total", route="/healthz") == 40
-            pids.add(total(found, "http_requests_total", route="/metrics"))
-        assert pids == set(range(40))
+            counted = [total(found, "http_requests_total", route=f"/{r}") for r in ("healthz", "metrics")]
+            whole += counted == [40, asked]
+            asked += 1
+            # A request is counted when its reply is out, and another process may be quicker.
+            assert asked < 1000, counted
 
 
 # Readiness
