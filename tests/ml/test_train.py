@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
-from multiprocessing.context import BaseContext
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch._inductor import config as inductor
 
 from ml import checkpoints as files
 from ml import defenses, train
 from ml.datasets import Dataset
+from ml.defenses import Trial
 from ml.models import Network
 from ml.step import Step, products_in, products_rounded
 from ml.train import Schedule, TrainingError
-from tests.ml.conftest import ROOT
 
 CPU = torch.device("cpu")
 SCHEDULE = Schedule(epochs=2, batch=16)
@@ -36,6 +38,23 @@ def obtain(
     model: str, data: Dataset, folder: Path, schedule: Schedule = SCHEDULE, seed: int = 3
 ) -> files.Trained:
     return train.obtain(model, data, schedule, seed, CPU, folder)
+
+
+Start = Callable[..., BaseProcess]
+
+
+@pytest.fixture(scope="module")
+def start() -> Start:
+    """Calls a function in a new process, with PyTorch imported by one that has computed nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", __name__])
+
+    def start(function: Callable[..., None], *arguments: object) -> BaseProcess:
+        process = context.Process(target=function, args=arguments)
+        process.start()
+        return process
+
+    return start
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -192,20 +211,12 @@ def fewer_digits(few_digits: Dataset) -> Dataset:
     return dataclasses.replace(few_digits, train_images=images, train_labels=labels)
 
 
-@pytest.fixture(scope="module")
-def processes() -> BaseContext:
-    """Of which each begins with PyTorch imported, by a process that has computed nothing yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", __name__])
-    return context
-
-
 def train_to_be_killed(data: Dataset, folder: Path) -> None:
     obtain("gradient_regularized", data, folder, KILLED)
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
-    fewer_digits: Dataset, tmp_path: Path, processes: BaseContext
+    fewer_digits: Dataset, tmp_path: Path, start: Start
 ) -> None:
     """Killed again and again, each time as soon as it has kept a further epoch."""
     folder = tmp_path / "killed"
@@ -214,8 +225,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(
     kept, lives = 0, 0
     while True:
         lives += 1
-        process = processes.Process(target=train_to_be_killed, args=(fewer_digits, folder))  # type: ignore[attr-defined]
-        process.start()
+        process = start(train_to_be_killed, fewer_digits, folder)
         while process.is_alive() and (not progress.exists() or progress.stat().st_mtime_ns == kept):
             time.sleep(0.002)
         if process.is_alive():
@@ -275,16 +285,20 @@ def test_a_damaged_or_foreign_unfinished_training_is_begun_anew(
     assert made.checkpoint_sha256 == obtain("undefended", few_digits, tmp_path / "b", SOON).checkpoint_sha256
 
 
-def test_a_process_killed_while_saving_leaves_no_checkpoint(tmp_path: Path) -> None:
+def be_killed_while_saving(folder: Path) -> None:
+    def die(fd: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    os.fsync = die
+    files.save(folder / "undefended-0.safetensors", Network((1, 12, 12)), {}, 0.5)
+
+
+def test_a_process_killed_while_saving_leaves_no_checkpoint(tmp_path: Path, start: Start) -> None:
     """The worst moment: the file is written but has not got its name yet."""
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from ml import checkpoints; from ml.models import Network\n"
-        "os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "checkpoints.save(Path(sys.argv[1]) / 'undefended-0.safetensors', Network((1, 12, 12)), {}, 0.5)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL
+    process = start(be_killed_while_saving, tmp_path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(checkpoints(tmp_path)) == 1
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -322,25 +336,31 @@ def test_compiled_and_eager_steps_agree() -> None:
         assert torch.allclose(mine, other, rtol=1e-2, atol=1e-4 * float(other.abs().max()))
 
 
-def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path) -> None:
-    """In a process of its own, where no C++ compiler can be found and no compiled code is cached."""
-    code = (
-        "import torch; from ml.step import Step\n"
-        "network = torch.nn.Linear(4, 2)\n"
-        "def objective(network, x, targets, keep): return (network(x) - targets).square().mean()\n"
-        "step = Step(objective, {}, compiled=True)\n"
-        "for _ in range(2):\n"
-        "    loss = step(network, torch.rand(8, 4), torch.rand(8, 2), None); loss.backward()\n"
-        "print('loss', float(loss.detach()))\n"
-    )
-    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("torch.compile does not work here") == 1
-    assert "training eagerly" in done.stdout
-    assert "loss" in done.stdout
+def two_steps_without_a_compiler(folder: Path) -> None:
+    inductor.cpp.cxx = (None, "no-such-compiler")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)  # where nothing is compiled yet
+
+    def objective(network: Network, x: Tensor, targets: Tensor, keep: Tensor) -> Trial:
+        logits = network.dense2(keep)
+        return F.mse_loss(logits, targets), logits, []
+
+    network, step = Network((1, 4, 4)), Step(objective, {}, compiled=True)
+    with (folder / "said.txt").open("w") as said, redirect_stdout(said):
+        for _ in range(2):
+            loss, _, _ = step(network, torch.rand(8, 1, 4, 4), torch.rand(8, 10), torch.rand(8, 1024))
+            loss.backward()
+        print("loss", loss.item())
+
+
+def test_without_a_compiler_training_goes_on_eagerly(tmp_path: Path, start: Start) -> None:
+    """In a process of its own, which has not found a compiler before."""
+    process = start(two_steps_without_a_compiler, tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    said = (tmp_path / "said.txt").read_text()
+    assert said.count("torch.compile does not work here") == 1
+    assert "training eagerly" in said
+    assert "loss" in said
 
 
 def test_a_loss_that_explodes_stops_training(few_digits: Dataset, tmp_path: Path) -> None:
