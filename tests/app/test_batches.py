@@ -60,9 +60,14 @@ def stored(db: Database) -> Counter[tuple[str, str, int, str, str]]:
 @contextmanager
 def held(client: TestClient) -> Iterator[None]:
     """Nothing is stored until the block ends: what comes in is one batch then."""
-    gate = threading.Event()
-    thread = client.app.state.batches._thread  # type: ignore[attr-defined]
-    blocked = thread.submit(gate.wait, 60)
+    busy, gate = threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        busy.set()
+        return gate.wait(60)
+
+    blocked = client.app.state.batches._thread.submit(wait)  # type: ignore[attr-defined]
+    assert busy.wait(60)  # until then the thread's queue holds this, not what is sent
     try:
         yield
     finally:
@@ -80,6 +85,7 @@ def at_once(client: TestClient, sends: Sequence[Callable[[], Reply]]) -> list[Re
             for i, send in enumerate(sends):
                 replies.append(pool.submit(send))
                 while len(batches._waiting) < i or not batches._thread._work_queue.qsize():
+                    assert not replies[i].done(), replies[i].result()
                     threading.Event().wait(0.001)
         return [reply.result() for reply in replies]
 
