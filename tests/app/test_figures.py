@@ -313,9 +313,13 @@ def test_components_in_percent_and_number() -> None:
                 place = texts.index(f"{percent(n / total)} %")
                 assert str(n) in texts[place:]
     assert set(COMPONENTS.values()) <= set(texts)
-    bars = [b for b in map(box, paths_of(svg)) if b[3] - b[1] == pytest.approx(34, abs=0.01)]
+    tall = [e for e in paths_of(svg) if box(e)[3] - box(e)[1] == pytest.approx(34, abs=0.01)]
+    bars = [box(e) for e in tall if e.get("fill") != "none"]
+    edges = [box(e) for e in tall if e.get("fill") == "none"]
     grid = [line[0] for line in lines_of(svg)]
     whole = grid[4] - grid[0]
+    assert [(e[0], e[2]) for e in edges] == [pytest.approx((grid[0], grid[4]), abs=0.05)] * len(edges)
+    assert len(edges) == sum(any(counts.values()) for counts in study.components.values()) > 1
     assert [b[2] - b[0] for b in bars] == pytest.approx([w * whole - 1 for w in widths], abs=0.05)
     assert bars[0][0] == pytest.approx(grid[0], abs=0.01)
 
