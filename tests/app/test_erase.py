@@ -8,8 +8,9 @@ from uuid import uuid4
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event, text
+from sqlalchemy.orm import Session
 
-from app import erase
+from app import audit, erase
 from app.cli import main
 from app.db import Database
 from app.main import create_app
@@ -146,6 +147,26 @@ def test_a_participant_who_asks_is_withdrawn(people: People, capsys: Capture) ->
     assert people.results()["participants"]["withdrawn"] == 2
     assert main(["erase", "--participant", "P-NOBODY", "--yes"]) == 2
     assert "no participant" in capsys.readouterr().err
+
+
+def test_a_deletion_and_its_entry_are_one_transaction(
+    people: People, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    token = people.players[0].token
+    name = people.one(f"SELECT pseudonym FROM participants WHERE token = '{token}'")
+    record = audit.record
+
+    def fail(session: Session, event: audit.Event, **more: Any) -> None:
+        if event is audit.Event.ERASED:
+            raise ValueError("not on record")
+        record(session, event, **more)
+
+    monkeypatch.setattr(audit, "record", fail)
+    entries = people.one("SELECT count(*) FROM audit_log")
+    assert main(["erase", "--participant", name, "--yes"]) == 2
+    assert "not on record" in capsys.readouterr().err
+    assert people.kept(people.remark[:40])
+    assert people.one("SELECT count(*) FROM audit_log") == entries
 
 
 def test_a_study_that_is_over_is_deleted_whole(people: People, capsys: Capture) -> None:

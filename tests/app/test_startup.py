@@ -63,6 +63,10 @@ STRANGERS: dict[str, tuple[Callable[[str], None], str]] = {
         lambda url: execute(url, "create table customers (id integer)", "insert into customers values (1)"),
         "the database belongs to something else: " + NO_REVISION.format("customers"),
     ),
+    "of something that only looks elsewhere": (
+        lambda url: execute(url, "create view customers as select 1 as id"),
+        "the database belongs to something else: " + NO_REVISION.format("customers"),
+    ),
     "of another migrated program": (
         of_another_migrated_program,
         "it has the tables customers and the schema ",
