@@ -7,15 +7,15 @@ nothing may fail, or a stored answer would be reported as lost. A Refusal stores
 import secrets
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.definition import Definition
 from app.i18n import N_
-from app.models import NONE_PLAUSIBLE, Comment, Judgment, Participant, Response
+from app.models import NONE_PLAUSIBLE, Comment, Judgment, Response
 from app.participation import ALPHABET, Refusal, SessionView, State, TrialView, view
 
 
@@ -136,10 +136,11 @@ def record_comment(
     elif text or not finish_too:  # an empty box that another tab finishes with takes nothing back
         stored.text = text
         stored.written_at = now
-    if finish_too:
-        _finish(here.participant, here.definition, now)
     here.participant.last_seen_at = now
-    return _committed(session, token)
+    if finish_too:
+        return _finish(session, here, now)
+    session.commit()
+    return here
 
 
 def finish(session: Session, token: str, now: datetime) -> SessionView:
@@ -157,8 +158,7 @@ def finish(session: Session, token: str, now: datetime) -> SessionView:
             next_position=here.next_position,
             state=here.state,
         )
-    _finish(here.participant, here.definition, now)
-    return _committed(session, token)
+    return _finish(session, here, now)
 
 
 def speak(session: Session, token: str, language: str) -> None:
@@ -170,20 +170,14 @@ def speak(session: Session, token: str, language: str) -> None:
     session.commit()
 
 
-def _committed(session: Session, token: str) -> SessionView:
-    """Commit; what is then is read before, so that nothing can fail once it is stored."""
-    session.flush()
-    after = view(session, token)
-    session.commit()
-    return after
-
-
-def _finish(participant: Participant, definition: Definition, now: datetime) -> None:
-    participant.finished_at = now
-    participant.last_seen_at = now
-    participant.completion_code = definition.completion.code or "-".join(
+def _finish(session: Session, here: SessionView, now: datetime) -> SessionView:
+    here.participant.finished_at = now
+    here.participant.last_seen_at = now
+    here.participant.completion_code = here.definition.completion.code or "-".join(
         "".join(secrets.choice(ALPHABET) for _ in range(4)) for _ in range(2)
     )
+    session.commit()
+    return replace(here, state="finished")
 
 
 def _open_session(session: Session, token: str) -> SessionView:

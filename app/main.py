@@ -93,9 +93,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.link_limit = AddressLimit()
     app.state.tries = Tries(settings.workers)
     app.state.templates = _templates()
+    # The first to be tried are those of the answers, of which there are a hundred to any other request.
+    app.include_router(study.router)
     app.include_router(ready.router)
     app.include_router(metrics.router)
-    app.include_router(study.router)
     app.include_router(entrance.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(dashboard.router)

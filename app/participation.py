@@ -173,8 +173,19 @@ def view(session: Session, token: str, lock: bool = False) -> SessionView:
     rows = session.execute(_TRIALS, {"participant": participant.id}).all()
     labelling_over = all(row[4] is not None for row in rows)
     trials = [_trial_view(row, labelling_over) for row in rows]
-    labels = session.scalar(_LABELS, {"study": study.id})
-    return SessionView(participant, study, definition, labels or [], trials, _state(participant, trials))
+    return SessionView(
+        participant, study, definition, _labels_of(session, study), trials, _state(participant, trials)
+    )
+
+
+def _labels_of(session: Session, study: Study) -> list[str]:
+    found = _labels.get(study.sha256)
+    if found is None:
+        found = _labels[study.sha256] = session.scalar(_LABELS, {"study": study.id}) or []
+    return list(found)
+
+
+_labels: dict[str, list[str]] = {}  # by the study's hash, in which its packs' are
 
 
 def _state(participant: Participant, trials: list[TrialView]) -> State:

@@ -6,9 +6,9 @@ import re
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -35,13 +35,6 @@ from app.web import Db, enroll, now
 
 router = APIRouter()
 
-
-async def _batches(request: Request) -> Batches:
-    found: Batches = request.app.state.batches
-    return found
-
-
-Waiting = Annotated[Batches, Depends(_batches)]
 
 DAY_MS = 24 * 3600 * 1000.0
 DISPLAY_LIMIT = 4096  # characters of JSON
@@ -168,7 +161,7 @@ def read_session(token: str, db: Db) -> dict[str, Any]:
 
 
 @router.put("/api/sessions/{token}/trials/{position}/label")
-async def put_label(token: str, position: int, body: LabelAnswer, db: Db, batches: Waiting) -> dict[str, Any]:
+async def put_label(request: Request, token: str, position: int, body: LabelAnswer) -> Response:
     # null says "none" as the word does; a field that is not there says nothing.
     said_none = body.runner_up is None and "runner_up" in body.model_fields_set
     content = {
@@ -176,16 +169,14 @@ async def put_label(token: str, position: int, body: LabelAnswer, db: Db, batche
         "runner_up": NONE_PLAUSIBLE if said_none else body.runner_up,
     }
     sent = Answer(token, position, "labelling", body.answer_id, content, body.rt_ms, body.display)
-    return await _stored(db, batches, sent)
+    return await _stored(request, sent)
 
 
 @router.put("/api/sessions/{token}/trials/{position}/plausibility")
-async def put_plausibility(
-    token: str, position: int, body: PlausibilityAnswer, db: Db, batches: Waiting
-) -> dict[str, Any]:
+async def put_plausibility(request: Request, token: str, position: int, body: PlausibilityAnswer) -> Response:
     content = {"plausible": body.plausible}
     sent = Answer(token, position, "judging", body.answer_id, content, body.rt_ms, body.display)
-    return await _stored(db, batches, sent)
+    return await _stored(request, sent)
 
 
 @router.post("/api/sessions/{token}/comments")
@@ -264,12 +255,16 @@ def describe(here: SessionView) -> dict[str, Any]:
     }
 
 
-async def _stored(db: Database, batches: Batches, sent: Answer) -> dict[str, Any]:
-    """`next_position` is null once the phase that was answered is over; `state` says what comes then."""
+async def _stored(request: Request, sent: Answer) -> Response:
+    """`next_position` is null once the phase that was answered is over; `state` says what comes then.
+
+    Neither FastAPI's dependencies nor its checks of a reply: for each answer they took as long as storing it.
+    """
+    batches: Batches = request.app.state.batches
     after = await batches.put(sent)
     if after is None:
-        after = await run_in_threadpool(_store_alone, db, sent)
-    return {"stored": True, "state": after.state, "next_position": after.next_position}
+        after = await run_in_threadpool(_store_alone, request.app.state.database, sent)
+    return JSONResponse({"stored": True, "state": after.state, "next_position": after.next_position})
 
 
 def _store_alone(db: Database, sent: Answer) -> Stored:
