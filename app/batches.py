@@ -33,7 +33,7 @@ from app.models import Judgment, Participant, Response, Trial
 from app.participation import Refusal, State
 
 MOST = 200  # answers in one transaction, so that other writers come to their turn
-MOST_COURSES = 4000  # some 2 KB each; whoever is not among them costs one more statement
+MOST_COURSES = 4000  # of those who are in the midst, some 2 KB each; who is not among them costs a statement
 
 
 Part = Literal["labelling", "judging"]
@@ -156,6 +156,9 @@ class PlainAnswers:
         plain = [one for one in likely if one.comes_next(answered)]
         stored = self._insert(connection, plain)
         after = {one.index: one.course.after(one.answer) for one in plain if one.trial in stored}
+        for one in plain:
+            if one.index in after and after[one.index].state == "commenting":
+                self._courses.pop(one.answer.token, None)  # nothing else is asked of them
         return [after.get(i) for i in range(len(batch))]
 
     def _likely(self, session: Session, batch: Sequence[Answer]) -> list["_Likely"]:

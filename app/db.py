@@ -26,6 +26,7 @@ IDLE_S = 60.0
 # Connections of one process, which has two more for its probes (app/probe.py). PostgreSQL takes 100 by default, of
 # which three are its administrator's: four processes leave room for commands. All answers share one of them.
 CONNECTIONS = 15
+CACHE_KIB = 256
 SCRUB_AGAIN_S = 1.0
 # How long a process that starts waits for another one that migrates the same SQLite file, or stores its packs.
 PREPARING_S = 600.0
@@ -265,6 +266,9 @@ def _engine(url: str) -> Engine:
         # syncs at checkpoints only) and would lose acknowledged answers at a power cut. EXTRA adds nothing in WAL.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # Of pages, for each of up to 40 connections; the 2 MiB that are usual fill as the database grows, and the
+        # system keeps what is read often anyway.
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         # What a withdrawal deletes is overwritten, not only unlinked: it must not stay readable in the file.
         connection.execute("PRAGMA secure_delete = ON")
         # Nor in the log: when it starts anew, its old pages are cut off rather than left until overwritten.

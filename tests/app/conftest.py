@@ -1,7 +1,8 @@
 """What the app's tests stand on: a pack, a study, a database, the app in process and as a real server.
 
-Each test that has a database runs on SQLite and on PostgreSQL. One that is about the one, or where a second run
-on the other could find nothing more, is marked `only("sqlite")` or `only("postgresql")`.
+Each test that has a database runs on SQLite and on PostgreSQL. One that is about the one is marked `only("sqlite")` or
+`only("postgresql")`; the tests of a module that reads and shows what others store, `usually("sqlite")`: with TEST_BOTH=1
+(`make test-both`) they run on both as well.
 """
 
 import os
@@ -81,8 +82,11 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "databases" in metafunc.fixturenames:
-        only = metafunc.definition.get_closest_marker("only")
-        metafunc.parametrize("databases", only.args if only else kinds.KINDS, indirect=True, scope="session")
+        marker = metafunc.definition.get_closest_marker("only")
+        if marker is None and not os.environ.get("TEST_BOTH"):
+            marker = metafunc.definition.get_closest_marker("usually")
+        chosen = marker.args if marker else kinds.KINDS
+        metafunc.parametrize("databases", chosen, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -337,6 +337,20 @@ def test_more_people_than_are_remembered(client: TestClient, monkeypatch: pytest
     assert len(store._courses) == 2
 
 
+def test_only_those_in_the_midst_of_a_session_are_remembered(client: TestClient) -> None:
+    store = client.app.state.batches._store.__self__  # type: ignore[attr-defined]
+    one, other = begin(client), begin(client)
+    one.answer(until="judging")
+    other.answer(most=1)
+    assert store._courses.keys() == {one.token, other.token}
+    last = {"answer_id": str(uuid.uuid4()), "plausible": True}
+    end = one.session()["order"][-1]
+    one.answer(lambda trial: last if trial["position"] == end else {}, until="commenting")
+    assert store._courses.keys() == {other.token}
+    again = one.put(end, "plausibility", **last)
+    assert (again.status_code, again.json()["state"]) == (200, "commenting")
+
+
 @pytest.mark.parametrize("erased", [False, True])
 def test_a_course_whose_ids_are_another_persons_now_stores_nothing(
     client: TestClient,

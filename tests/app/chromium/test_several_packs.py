@@ -22,7 +22,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import begin
 
-pytestmark = pytest.mark.only("sqlite")
+pytestmark = pytest.mark.usually("sqlite")
 
 WHERE = """() => {
     const box = (name) => document.querySelector(name).getBoundingClientRect();
