@@ -8,7 +8,8 @@ import json
 import logging
 import logging.config
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 requests = logging.getLogger("app.requests")  # a line a request, at level INFO
 
+SELDOM_S = 60.0
+
 # These only ever speak of names in the program.
 _HARMLESS = ("AttributeError", "ImportError", "ModuleNotFoundError", "NameError", "UndefinedError")
 
@@ -37,6 +40,7 @@ def configure(format: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"one": {"()": Json if format == "json" else Text}},
+        "filters": {"seldom": {"()": Seldom}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "one"}},
         "root": {"handlers": ["stderr"], "level": "WARNING"},
         "loggers": {
@@ -44,12 +48,30 @@ def configure(format: str) -> dict[str, Any]:
             # Started and stopped, in JSON; uvicorn's own log of requests names their addresses.
             "uvicorn": {"level": "INFO" if format == "json" else "WARNING"},
             "uvicorn.access": {"level": "CRITICAL"},
-            "uvicorn.error": {"level": "INFO" if format == "json" else "WARNING"},
+            "uvicorn.error": {"level": "INFO" if format == "json" else "WARNING", "filters": ["seldom"]},
         },
     }
     logging.config.dictConfig(config)
     threading.excepthook = _thread_failed
     return config
+
+
+class Seldom(logging.Filter):
+    """Lets a warning through again after a minute: whoever sends what is not HTTP must not fill the log with it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._said: dict[object, float] = {}  # by text, without its values: as many as the program has
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        now = self._clock()
+        if now - self._said.get(record.msg, -SELDOM_S) < SELDOM_S:
+            return False
+        self._said[record.msg] = now
+        return True
 
 
 class Json(logging.Formatter):

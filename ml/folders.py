@@ -43,8 +43,9 @@ def replaced(folder: Path, ours: Callable[[Path], Iterable[str]]) -> Iterator[Pa
                     old.rename(folder)
                 raise
     finally:
-        if folder.exists() or not old.exists():  # else it is all that there is
-            shutil.rmtree(holder, ignore_errors=True)
+        with _alone_in(folder.parent):  # or another one's renames could be under way
+            if folder.exists() or not old.exists():  # else it is all that there is
+                shutil.rmtree(holder, ignore_errors=True)
 
 
 def obstacle(path: Path) -> str | None:

@@ -1,8 +1,7 @@
 """What the app's tests stand on: a pack, a study, a database, the app in process and as a real server.
 
-Each test that has a database runs on SQLite and on PostgreSQL. One that is about the one is marked `only("sqlite")` or
-`only("postgresql")`; the tests of a module that reads and shows what others store, `usually("sqlite")`: with TEST_BOTH=1
-(`make test-both`) they run on both as well.
+Each test that has a database runs on SQLite and on PostgreSQL. One that is about the one is marked `only("sqlite")`
+or `only("postgresql")`.
 """
 
 import os

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import signal
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -147,6 +148,36 @@ def test_text_is_quiet_and_as_private(settings: Settings, prepared: object) -> N
     assert first == f"ERROR: Exception in ASGI application (request {number})"
     assert second == "  KeyError"
     assert all(frame.startswith("  at ") for frame in frames)
+
+
+@pytest.mark.only("sqlite")
+def test_what_is_not_http_does_not_fill_the_log(settings: Settings, prepared: object) -> None:
+    with running(settings) as (url, process):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30) as stranger:
+                stranger.sendall(b"no request\r\n\r\n")
+                assert stranger.recv(100).startswith(b"HTTP/1.1 400")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert said.count("Invalid HTTP request") == 1
+
+
+def test_a_warning_is_said_again_after_a_minute() -> None:
+    now = 1000.0
+    seldom = logs.Seldom(lambda: now)
+
+    def said(text: str, level: int = logging.WARNING) -> bool:
+        return seldom.filter(logging.makeLogRecord({"msg": text, "levelno": level}))
+
+    assert said("one")
+    assert not said("one")
+    assert said("another")
+    assert said("one", logging.ERROR)
+    assert said("one", logging.ERROR), "an error is always said"
+    now += 59.9
+    assert not said("one")
+    now += 0.2
+    assert said("one")
 
 
 def test_an_error_is_told_without_its_values() -> None:

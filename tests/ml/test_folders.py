@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 
 import pytest
 
@@ -126,6 +127,38 @@ def test_of_several_writers_at_once_one_is_last_and_nothing_is_lost(folder: Path
     found = contents(folder)
     last = found["result.txt"]
     assert found.keys() == {"result.txt", f"images/{last}.txt", "README.md", "link", "notes/deep/a.txt"}
+    assert [path.name for path in folder.parent.iterdir()] == ["here"]
+
+
+def test_who_is_done_while_another_one_renames_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one looks at what is there just when the second one has put the folder away."""
+    rename, exists = Path.rename, Path.exists
+    first_is_in_place, put_away, first_is_done = Event(), Event(), Event()
+
+    def renamed(source: Path, target: Path) -> None:
+        rename(source, target)
+        if source == folder and first_is_in_place.is_set():
+            put_away.set()
+            first_is_done.wait(0.5)
+        elif target == folder:
+            first_is_in_place.set()
+
+    def looked_for(path: Path) -> bool:
+        if path == folder and first_is_in_place.is_set() and current_thread() is not main_thread():
+            put_away.wait(0.5)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "exists", looked_for)
+    with ThreadPoolExecutor(1) as pool, folders.replaced(folder, ours) as fresh:
+        (fresh / "result.txt").write_text("second")
+        first = pool.submit(write, folder, "first")
+        first.add_done_callback(lambda _: first_is_done.set())
+        assert first_is_in_place.wait(60)
+    first.result()
+    assert contents(folder)["result.txt"] == "second"
     assert [path.name for path in folder.parent.iterdir()] == ["here"]
 
 
