@@ -1,11 +1,11 @@
 # make run: serve the studies. make test: check everything. A fresh machine needs only Python >= 3.11 with venv, and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# Many tests wait for a browser or a server: one more worker than cores keeps those busy.
-WORKERS = $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 1)')
+# Many tests wait for a browser or a server: two more workers than cores keep those busy.
+WORKERS = $$($(BIN)/python -c 'import os; print((os.cpu_count() or 1) + 2)')
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: run test test-both audit format messages docs clean
+.PHONY: run test test-quick audit format messages docs clean
 
 run: .venv/web
 	@$(BIN)/python -m app serve
@@ -19,9 +19,9 @@ test: .venv/test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# Also on PostgreSQL what `test` runs on SQLite alone, to save some minutes: the pages, and what is counted from what is read.
-test-both: export TEST_BOTH = 1
-test-both: test
+# While working on something else: what reads and shows (pages, statistics) on SQLite alone.
+test-quick: export TEST_QUICK = 1
+test-quick: test
 
 .venv/web: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -1,7 +1,8 @@
 """What the app's tests stand on: a pack, a study, a database, the app in process and as a real server.
 
 Each test that has a database runs on SQLite and on PostgreSQL. One that is about the one is marked `only("sqlite")`
-or `only("postgresql")`.
+or `only("postgresql")`. A module marked `quickly("sqlite")` reads and shows what others store: while working on
+something else, that one database will do (`make test-quick`).
 """
 
 import os
@@ -82,8 +83,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "databases" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("only")
-        if marker is None and not os.environ.get("TEST_BOTH"):
-            marker = metafunc.definition.get_closest_marker("usually")
+        if marker is None and os.environ.get("TEST_QUICK"):
+            marker = metafunc.definition.get_closest_marker("quickly")
         chosen = marker.args if marker else kinds.KINDS
         metafunc.parametrize("databases", chosen, indirect=True, scope="session")
 

@@ -21,7 +21,7 @@ from tests.app.conftest import Player
 from tests.app.databases import KINDS
 
 # Refused by what stands in front of the routes, before a database is asked.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 Start = Callable[..., Player]
 

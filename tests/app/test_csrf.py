@@ -19,7 +19,7 @@ from app.settings import Settings
 from tests.app.conftest import sign_in
 
 # All of it is decided by headers and cookies; what the requests then store is the same on PostgreSQL.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 OWN = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
 ELSEWHERE = {

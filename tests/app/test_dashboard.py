@@ -24,7 +24,7 @@ from tests.app.reading import Page, assert_no_nonsense, assert_page_says
 from tests.app.small import SMALL_STUDY, prepared, settings, small, study
 
 # PostgreSQL for what is put on record and counted; the words are of what was computed.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 PLAIN = by_labels(
     {"undefended": (1, 0, 0, 1), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)}

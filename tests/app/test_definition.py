@@ -25,7 +25,7 @@ from tests.app.databases import KINDS
 from tests.packs import make_pack
 
 # What a file says is refused by itself; PostgreSQL for packs that are stored again.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 NOON = PREPARED_AT + timedelta(hours=12)
 

@@ -23,7 +23,7 @@ from tests.app.databases import KINDS
 from tests.app.oracle import by_labels, play, read_csv, strict
 
 # PostgreSQL for the rows themselves and who is among them.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 Start = Callable[..., Player]
 

@@ -31,7 +31,7 @@ from tests.app.conftest import STUDY, Player
 from tests.packs import make_pack
 
 # Texts of pages, whatever the database.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 PLACEHOLDER = re.compile(r"(%\(\w+\)s)")
 TRANSLATIONS = sorted(set(LANGUAGES) - {SOURCE})

@@ -24,7 +24,7 @@ from tests.app.test_pages import Fields
 __all__ = ["prepared", "settings", "small", "study"]  # fixtures
 
 # The words of pages; that the language of a session is stored is asked of both.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 CHINESE = """
 [translations.zh]

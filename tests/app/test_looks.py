@@ -15,7 +15,7 @@ from tests.app.small import SMALL_STUDY, prepared, settings, small
 __all__ = ["prepared", "settings", "small"]  # fixtures
 
 # PostgreSQL for what is put on record.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 FAR = by_labels({"undefended": (0, 0, 0, 0), "distilled": (0, 1, 0, 0), "gradient_regularized": (2, 1, 0, 2)})
 NEAR = by_labels(

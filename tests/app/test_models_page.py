@@ -38,7 +38,7 @@ from tests.packs import checkpoint_sha256
 __all__ = ["db", "prepared", "settings", "small", "study"]  # fixtures
 
 # It is made from the packs' manifests and from files, and asks no database anything of its own.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 PAGE = "/results/test/models"
 

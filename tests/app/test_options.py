@@ -24,7 +24,7 @@ from tests.app.test_pages import Fields, form, post
 __all__ = ["db", "prepared", "settings", "small"]  # fixtures
 
 # PostgreSQL for what is counted, and for whose turn it is; the rest is drawn and shown without the database.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 Start = Callable[..., Player]
 

@@ -29,7 +29,7 @@ from tests.packs import make_pack
 __all__ = ["db", "prepared", "settings", "study"]  # fixtures
 
 # PostgreSQL for what forms store, and for texts that it takes otherwise.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 Start = Callable[..., Player]
 

@@ -44,7 +44,7 @@ from tests.app.test_cli import app, assert_one_line
 from tests.packs import make_pack
 
 # Power is computed from the packs' files and the study's; nothing of it is asked of a database.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 PAIR = ("undefended", "gradient_regularized")
 

@@ -34,7 +34,7 @@ from tests.app.reading import Page, assert_no_nonsense, assert_page_says
 from tests.packs import make_pack
 
 # PostgreSQL where the database is asked; how numbers come onto the page does not depend on it.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 TEXTS = STUDY[STUDY.index("[texts]") :]
 SEED = 11

@@ -36,7 +36,7 @@ from tests.packs import MODELS, make_pack
 Start = Callable[..., Player]
 
 # Headers, cookies, and what pages say; how it is stored is tested elsewhere, but for the last two of the addresses.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 FOR_EVER = "public, max-age=31536000, immutable"
 

@@ -19,7 +19,7 @@ from tests.app.chromium.visitor import Visit
 from tests.app.conftest import SECRET, Server
 
 # The browser's part, which no database changes; what the server stores of it has tests of its own on both.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 WORDS = "correct horse battery"
 

@@ -16,7 +16,7 @@ from tests.app.chromium.test_pages_shown import assert_accessible
 from tests.app.chromium.visitor import VERDICTS, Visitor, advance, label_of, painted, saved, token_of
 from tests.app.conftest import SECRET, Player, Server, serving
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 FOLDER = ROOT / "build" / "screenshots-chinese"
 STUDY = ROOT / "studies" / "mnist.toml"

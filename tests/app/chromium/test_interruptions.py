@@ -28,7 +28,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 
 def test_a_reload_gives_the_page_before_it(visit: Visit, api: httpx2.Client) -> None:

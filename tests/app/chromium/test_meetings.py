@@ -30,7 +30,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player, begin
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 
 @pytest.mark.parametrize("in_touch", [True, False])

@@ -42,7 +42,7 @@ from tests.app.conftest import Server, installation
 from tests.app.faults import killable
 
 # What the server does with an answer that comes late or twice is asked on both databases elsewhere.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 
 def test_a_participant_without_connection_goes_on_and_everything_arrives_once(

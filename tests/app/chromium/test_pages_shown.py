@@ -29,7 +29,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Server, begin
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 
 def test_the_sheets_are_unnamed_and_in_the_sessions_order(

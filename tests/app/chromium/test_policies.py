@@ -29,7 +29,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player, Server, begin
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 WATCH = """
 addEventListener("securitypolicyviolation", (event) =>

@@ -13,7 +13,7 @@ from tests.app.chromium.visitor import QUICK, Visit, assert_crisp
 from tests.app.conftest import Server, begin
 from tests.app.evaluation import write_evaluation
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 WIDTHS = (360, 768, 1366)
 

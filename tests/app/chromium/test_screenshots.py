@@ -11,7 +11,7 @@ from app.settings import ROOT
 from tests.app.chromium.visitor import Visit, advance, choose, go, painted, resize
 from tests.app.conftest import begin
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 SIZES = {"phone": (360, 640), "laptop": (1366, 768)}
 TABLET = (768, 1024)

@@ -22,7 +22,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import begin
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 WHERE = """() => {
     const box = (name) => document.querySelector(name).getBoundingClientRect();

@@ -33,7 +33,7 @@ from tests.app.chromium.visitor import (
 )
 from tests.app.conftest import Player, begin
 
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 
 def display_of(db: Database, token: str, position: int) -> dict[str, Any]:

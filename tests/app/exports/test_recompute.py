@@ -27,7 +27,7 @@ from tests.app.exports.conftest import PLAYED, World
 from tests.app.oracle import strict
 
 # The script reads files; test_contents.py runs it on those that come from PostgreSQL.
-pytestmark = pytest.mark.usually("sqlite")
+pytestmark = pytest.mark.quickly("sqlite")
 
 
 def main(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
