@@ -13,6 +13,9 @@ from app.i18n import N_
 from app.participation import Refusal
 
 MOST_BYTES = 256 * 1024  # of a body: the longest comment, percent-encoded, and room
+MOST_ANSWER_BYTES = (
+    32 * 1024
+)  # of a body that programs send: an answer is of some 300 bytes, its `display` of 4 KiB
 MOST_HEADERS = 100
 MOST_HEADER_BYTES = 16 * 1024
 MOST_URL_BYTES = 8 * 1024  # path and query; a recruiter's link is some 300
@@ -50,7 +53,7 @@ class Bounds:
             response.headers["Connection"] = "close"  # what may still be under way is not read
             await response(scope, receive, send)
             return
-        arrived = 0
+        arrived, most = 0, _most_bytes(scope["path"])
 
         async def counted() -> Message:
             """A body that is sent in chunks says its length nowhere."""
@@ -58,7 +61,7 @@ class Bounds:
             message = await receive()
             if message["type"] == "http.request":
                 arrived += len(message.get("body", b""))
-                if arrived > MOST_BYTES:
+                if arrived > most:
                     raise HTTPException(413, TOO_LARGE, {"Connection": "close"})
             return message
 
@@ -88,7 +91,8 @@ class Bounds:
             return Refusal(431, message)
         if len(scope["path"]) + len(scope["query_string"]) > MOST_URL_BYTES:
             return Refusal(414, N_("This address is too long; please use the link you were given."))
-        if length is not None and (len(length) > 10 or not length.isdigit() or int(length) > MOST_BYTES):
+        most = _most_bytes(scope["path"])
+        if length is not None and (len(length) > 10 or not length.isdigit() or int(length) > most):
             return Refusal(413, TOO_LARGE)
         if scope["path"] not in FOR_ANY_HOST and not is_ours(host, self._hosts):
             self._tell_the_operator(host)
@@ -105,6 +109,11 @@ class Bounds:
                 "refused a request for the host %r: PUBLIC_URL must say under which name this server is reached",
                 host[:100].decode("latin-1"),
             )
+
+
+def _most_bytes(path: str) -> int:
+    """Of a request's body at this address."""
+    return MOST_ANSWER_BYTES if path.startswith("/api/") and not path.endswith("/comments") else MOST_BYTES
 
 
 def is_ours(host: bytes, names: frozenset[str] | None) -> bool:

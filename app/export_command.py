@@ -85,7 +85,10 @@ def export(args: argparse.Namespace) -> int:
                 bundle.write_zip(archive, session, found, **more)
         else:
             bundle.write_folder(args.out, session, found, **more)
-    print(f"{args.out}: results.json and responses.csv of {found.responses} responses ({found.data})")
+    print(
+        f"{args.out}: results.json, responses.csv and more of {found.study.slug}, "
+        f"{found.responses} responses ({found.data})"
+    )
     return 0
 
 
@@ -101,5 +104,5 @@ def report(args: argparse.Namespace) -> int:
         _put_on_record(database, Event.REPORTED, found, "report.html", comments=args.comments)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(render_report(session, found, args.comments), encoding="utf-8")
-    print(f"{args.out}: report on {found.study.slug}, {found.included} complete participants ({found.data})")
+    print(f"{args.out}: report on {found.study.slug}, complete participants: {found.included} ({found.data})")
     return 0

@@ -57,15 +57,15 @@ def configure(format: str) -> dict[str, Any]:
 
 
 class Seldom(logging.Filter):
-    """Lets a warning through again after a minute: whoever sends what is not HTTP must not fill the log with it."""
+    """Lets a warning that is always the same through once a minute: who sends no HTTP must not fill the log."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._said: dict[object, float] = {}  # by text, without its values: as many as the program has
+        self._said: dict[object, float] = {}  # by text: as many as the program has
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno != logging.WARNING:
+        if record.levelno != logging.WARNING or record.args:  # with values it may be about something else
             return True
         now = self._clock()
         if now - self._said.get(record.msg, -SELDOM_S) < SELDOM_S:

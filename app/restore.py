@@ -5,9 +5,8 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +22,9 @@ from app.db import Database
 # What a backup cannot be: more is refused before it fills memory or disk.
 MOST_MANIFEST_BYTES = 1024 * 1024
 MOST_LINE_BYTES = 256 * 1024 * 1024  # a row holds a pack's manifest or an image at the most
-MOST_COMPRESSED = 300  # times smaller than its content; 30 is much for real rows
+MOST_COMPRESSED = 100  # times smaller than its content; 30 is much for real rows
+ALWAYS_TAKEN_BYTES = 16 * 1024 * 1024  # however small they were compressed
+AT_ONCE_BYTES = 16 * 1024 * 1024  # after which the rows that are in memory go into the database
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def restore(database: Database, file: Path) -> dict[str, Any]:
                     )
                     session.flush()
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        # RuntimeError: encrypted, compressed in a way that Python cannot read, or with rows that refer to nothing.
+        # RuntimeError: encrypted, or with rows that refer to nothing.
         raise BackupError(f"{file} is damaged or no backup: {error}") from None
     return manifest
 
@@ -100,7 +101,9 @@ def _manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
     if sorted(archive.namelist()) != sorted(members):
         raise BackupError("the backup does not hold the files that its manifest names")
     for info in archive.infolist():
-        if info.file_size > MOST_LINE_BYTES and info.file_size > MOST_COMPRESSED * info.compress_size:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BackupError(f"{info.filename[:50]} is compressed in a way that no backup is")
+        if info.file_size > ALWAYS_TAKEN_BYTES and info.file_size > MOST_COMPRESSED * info.compress_size:
             raise BackupError(
                 f"{info.filename} would become suspiciously large: no backup compresses so well"
             )
@@ -138,7 +141,7 @@ def _insert(
     digest = hashlib.sha256()
     with archive.open(member(table.name)) as file:
         found = _lines(file, table.name, described["rows"], digest)
-        while batch := list(islice(found, at_once(table))):
+        for batch in _batches(found, at_once(table)):
             try:
                 rows = [
                     {
@@ -166,6 +169,19 @@ def _insert(
         )
     if connection.dialect.name == "postgresql":
         _go_on_counting(connection, table)
+
+
+def _batches(found: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
+    """The lines, so many at once at the most, and fewer where they are long."""
+    batch, size = list[bytes](), 0
+    for line in found:
+        batch.append(line)
+        size += len(line)
+        if len(batch) == most or size > AT_ONCE_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _lines(file: IO[bytes], table: str, rows: int, digest: Any) -> Iterator[bytes]:

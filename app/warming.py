@@ -20,8 +20,8 @@ from app.observations import KEPT, Memory
 # Participants whose server was away for a moment come back to the new one all at once: they come first.
 AFTER_S = 3.0
 # Objects made and not yet gone before the collector looks at the young ones, and passes over those before it looks
-# at older ones. Python's 700, 10 and 10 have it look a few times for every answer.
-THRESHOLDS = (20_000, 20, 20)
+# at older ones. Python's 700 have it look for every few answers; with many more, what errors leave behind piles up.
+THRESHOLDS = (5_000, 10, 10)
 
 
 def start(database: Database, memory: Memory) -> None:

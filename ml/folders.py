@@ -43,7 +43,8 @@ def replaced(folder: Path, ours: Callable[[Path], Iterable[str]]) -> Iterator[Pa
                     old.rename(folder)
                 raise
     finally:
-        with _alone_in(folder.parent):  # or another one's renames could be under way
+        # Alone, or another one's renames could be under way; what cannot be cleaned hides no error of the block's.
+        with suppress(OSError), _alone_in(folder.parent):
             if folder.exists() or not old.exists():  # else it is all that there is
                 shutil.rmtree(holder, ignore_errors=True)
 

@@ -158,6 +158,7 @@ class Installation:
         for option, most in FEWER.items():
             for number in re.findall(rf"{option} (\d+)", commands):
                 commands = commands.replace(f"{option} {number}", f"{option} {min(most, int(number))}")
+        commands = commands.replace("-m app power ", "-m app power --replicates 50 ")
         keep = f"trap 'export -p > {kept}' EXIT" if block.until is None else ""
         return ["bash", "-c", f"[ -e {kept} ] && . {kept}; {keep}\nset -euo pipefail\n{commands}"]
 

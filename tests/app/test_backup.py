@@ -7,6 +7,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
-from app import auth, backup, restore
+from app import auth, backup, restore, schema
 from app.backup import BackupError
 from app.cli import main
 from app.db import Database
@@ -333,6 +334,21 @@ def test_a_backup_that_is_not_as_it_was_restores_nothing(
     restore.restore(empty, good)
 
 
+def test_a_restore_waits_for_a_server_that_starts(
+    db: Database, played: tuple[str, Player], empties: dict[kinds.Kind, Database], tmp_path: Path
+) -> None:
+    """Else each would take the database for empty, and one would undo what the other has put there."""
+    new, file = empties["postgresql"], tmp_path / "backup.zip"
+    backup.write(db, file)
+    with ThreadPoolExecutor(1) as pool:
+        with new.engine.begin() as starting:
+            schema.alone(starting)
+            restoring = pool.submit(restore.restore, new, file)
+            with pytest.raises(TimeoutError):
+                restoring.result(timeout=1)
+        restoring.result()
+
+
 @pytest.mark.only("sqlite")
 def test_a_file_that_is_damaged_or_no_backup_or_a_bomb(
     db: Database,
@@ -360,7 +376,12 @@ def test_a_file_that_is_damaged_or_no_backup_or_a_bomb(
         assert main(["restore", str(bad)]) == 2, name
         said = capsys.readouterr().err
         assert re.fullmatch("error: .*damaged.*\n", said), (name, said)
-    monkeypatch.setattr(restore, "MOST_LINE_BYTES", 2**20)
+    with zipfile.ZipFile(good) as archive, zipfile.ZipFile(bad, "w", zipfile.ZIP_LZMA) as other:
+        for info in archive.infolist():
+            other.writestr(info.filename, archive.read(info))
+    assert main(["restore", str(bad)]) == 2
+    assert "is compressed in a way that no backup is" in capsys.readouterr().err
+    monkeypatch.setattr(restore, "ALWAYS_TAKEN_BYTES", 2**20)
     rewritten(good, bad, lambda files: files.update({RESPONSES: b"0" * 2**23}))
     assert main(["restore", str(bad)]) == 2
     assert "suspiciously large" in capsys.readouterr().err

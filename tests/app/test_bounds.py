@@ -1,17 +1,28 @@
 """Requests for other hosts, and those with too much of anything: refused, said so, and nothing is stored."""
 
+import gc
 import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from json import JSONDecodeError
 from typing import Any
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 
-from app.bounds import FOR_ANY_HOST, MOST_BYTES, MOST_HEADER_BYTES, MOST_HEADERS, MOST_URL_BYTES, is_ours
+from app.bounds import (
+    FOR_ANY_HOST,
+    MOST_ANSWER_BYTES,
+    MOST_BYTES,
+    MOST_HEADER_BYTES,
+    MOST_HEADERS,
+    MOST_URL_BYTES,
+    is_ours,
+)
 from app.db import Database
 from app.main import create_app
 from app.models import Participant
@@ -237,6 +248,30 @@ def test_too_large_a_body_is_refused(start: Start) -> None:
         assert page.headers["content-type"].startswith("text/html")
         assert player.session()["state"] == "commenting"
     player.answer()
+
+
+def test_an_answer_may_be_smaller_than_a_comment(start: Start) -> None:
+    player = start()
+    for size, status in ((MOST_ANSWER_BYTES - 1024, 422), (MOST_ANSWER_BYTES + 1024, 413)):
+        assert player.put(1, label="3" * size).status_code == status
+    assert player.put(1, label="3", runner_up="5").status_code == 200
+
+
+def test_what_was_sent_is_gone_when_it_was_refused(start: Start) -> None:
+    """Not when the garbage collector comes by: until then a crowd could fill the memory."""
+    player = start()
+    gc.collect()
+    gc.disable()
+    try:
+        for content in (b"a" * 100_000, b"[" * 100_000, b'{"text": 7, "more": "' + b"x" * 100_000 + b'"}'):
+            reply = player.client.post(
+                f"{player.base}/comments", content=content, headers={"Content-Type": "application/json"}
+            )
+            assert reply.status_code in (400, 422)
+        errors = (JSONDecodeError, RequestValidationError)
+        assert [kept for kept in gc.get_objects() if isinstance(kept, errors)] == []
+    finally:
+        gc.enable()
 
 
 def test_a_length_that_is_too_large_or_none_is_refused_unread(start: Start) -> None:

@@ -1,5 +1,6 @@
 """Personal data deleted by command: gone from the database's files, with every number as it was."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
-from app import audit, erase
+from app import audit, enrollment, erase
 from app.cli import main
 from app.db import Database
 from app.main import create_app
@@ -182,6 +183,22 @@ def test_a_study_that_is_over_is_deleted_whole(people: People, capsys: Capture) 
         assert people.one(f"SELECT count(*) FROM {table}") == 0, table
     assert not any(people.kept(secret) for secret in (*people.pids, people.remark[:40]))
     assert people.results()["participants"]["started"] == 0
+
+
+@pytest.mark.only("postgresql")  # SQLite has one writer
+def test_a_study_is_not_deleted_while_somebody_begins_it(people: People) -> None:
+    with connected(people.settings.database_url) as connection:
+        connection.execute(text("UPDATE studies SET open = false"))
+        connection.commit()
+    db = Database(people.settings.database_url)
+    with ThreadPoolExecutor(1) as pool:
+        with db.write() as session:
+            enrollment.queue(session, "test")
+            erasing = pool.submit(main, ["erase", "--all", "--study", "test", "--yes"])
+            with pytest.raises(TimeoutError):
+                erasing.result(timeout=1)
+        assert erasing.result() == 0
+    db.close()
 
 
 @pytest.mark.only("sqlite")

@@ -23,7 +23,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from app import db as databases
-from app import logs, probe, ready
+from app import logs, probe, ready, warming
 from app.main import create_app
 from app.settings import Settings
 from tests.app import forked
@@ -162,6 +162,35 @@ def test_what_is_not_http_does_not_fill_the_log(settings: Settings, prepared: ob
     assert said.count("Invalid HTTP request") == 1
 
 
+WARMING = """
+import gc, sys
+from app import warming
+from app.cli import main
+warm = warming.warm
+def told(database, memory):
+    warm(database, memory)
+    print("frozen", gc.get_freeze_count(), *gc.get_threshold(), file=sys.stderr, flush=True)
+warming.AFTER_S, warming.warm = 0, told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.only("sqlite")
+def test_a_server_loads_what_the_first_page_needs_and_the_collector_leaves_it_out(
+    settings: Settings, prepared: object
+) -> None:
+    with running(settings, program=WARMING) as (_, process):
+        frozen, *thresholds = map(int, re.findall(r"\d+", process.stderr.readline()))
+    assert frozen > 50_000
+    assert thresholds == list(warming.THRESHOLDS)
+
+
+def test_only_a_proxy_says_how_a_request_is_called(client: TestClient) -> None:
+    """Who comes directly has a port; uvicorn puts 0 there where a proxy that it believes named the visitor."""
+    headers = {"X-Forwarded-For": "198.51.100.7", "X-Request-ID": "my-own-choice"}
+    assert client.get("/healthz", headers=headers).headers["x-request-id"] != "my-own-choice"
+
+
 def test_a_warning_is_said_again_after_a_minute() -> None:
     now = 1000.0
     seldom = logs.Seldom(lambda: now)
@@ -174,6 +203,9 @@ def test_a_warning_is_said_again_after_a_minute() -> None:
     assert said("another")
     assert said("one", logging.ERROR)
     assert said("one", logging.ERROR), "an error is always said"
+    values = logging.makeLogRecord({"msg": "%s", "args": ("lock",), "levelno": logging.WARNING})
+    assert seldom.filter(values)
+    assert seldom.filter(values)
     now += 59.9
     assert not said("one")
     now += 0.2

@@ -3,6 +3,7 @@
 import ast
 import re
 
+from app import auth, bounds, connections, security
 from app.settings import ROOT
 
 TESTS = ROOT / "tests"
@@ -30,6 +31,22 @@ def test_each_line_says_what_stops_the_threat_and_which_test_would_fail() -> Non
         assert row[0], row
         assert row[1], row
         assert NAMED.search(row[2]), f"no test: {row[0]}"
+
+
+def test_the_limits_are_those_of_the_program() -> None:
+    stopped_by = " ".join(row[1] for row in lines())
+    for said in (
+        f"{bounds.MOST_BYTES // 1024} KiB, whether or not it says its length",
+        f"{bounds.MOST_ANSWER_BYTES // 1024} KiB for an answer",
+        f"{bounds.MOST_HEADERS} headers, {bounds.MOST_HEADER_BYTES // 1024} KiB; "
+        f"{bounds.MOST_URL_BYTES // 1024} KiB",
+        f"{connections.FAIR_MOST}; who has waited longest",
+        f"{security.CAPACITY} at once, then one a second",
+        f"{security.GUESSES[0]} tries, then six a minute",
+        f"once, {auth.LINK_FOR.seconds // 60} minutes; sessions end",
+    ):
+        assert said in stopped_by, said
+    assert (security.REFILL_PER_S, security.GUESSES[1], auth.LINK_FOR.days) == (1, 0.1, 0)
 
 
 def test_every_test_that_is_named_exists() -> None:
