@@ -346,7 +346,9 @@ def test_a_restore_waits_for_a_server_that_starts(
             restoring = pool.submit(restore.restore, new, file)
             with pytest.raises(TimeoutError):
                 restoring.result(timeout=1)
-        restoring.result()
+            schema.upgrade(starting)
+        with pytest.raises(BackupError, match="not empty"):
+            restoring.result()
 
 
 @pytest.mark.only("sqlite")

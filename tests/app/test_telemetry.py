@@ -180,7 +180,10 @@ def test_a_server_loads_what_the_first_page_needs_and_the_collector_leaves_it_ou
     settings: Settings, prepared: object
 ) -> None:
     with running(settings, program=WARMING) as (_, process):
+        given_up = threading.Timer(120, process.kill)
+        given_up.start()
         frozen, *thresholds = map(int, re.findall(r"\d+", process.stderr.readline()))
+        given_up.cancel()
     assert frozen > 50_000
     assert thresholds == list(warming.THRESHOLDS)
 
