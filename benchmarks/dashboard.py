@@ -39,7 +39,6 @@ from tests import postgres
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SECRET = "a secret for the benchmark"
-DATABASES = ("sqlite", "postgresql")
 COLUMNS = (
     "floor",
     "new process",
