@@ -202,6 +202,7 @@ def _let_go(error: BaseException | None) -> None:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    _let_go(error)
     messages = {
         400: UNREADABLE,
         404: N_("There is nothing at this address."),

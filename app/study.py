@@ -190,11 +190,13 @@ def post_comments(token: str, body: CommentBody, db: Db) -> dict[str, Any]:
 def post_finish(token: str, db: Db) -> dict[str, Any]:
     with db.write() as session:
         here = answers.finish(session, token, now())
-        return {
-            "state": here.state,
-            "completion_code": here.participant.completion_code,
-            "redirect_url": way_back(session, here.participant, here.definition.completion.redirect_url),
-        }
+    with db.read() as session:  # nobody need wait for it to write
+        redirect_url = way_back(session, here.participant, here.definition.completion.redirect_url)
+    return {
+        "state": here.state,
+        "completion_code": here.participant.completion_code,
+        "redirect_url": redirect_url,
+    }
 
 
 @router.post("/api/sessions/{token}/withdraw")
