@@ -31,7 +31,7 @@ window.setTimeout = (act, ms, ...more) => wait(act, ms / 10, ...more);
 
 # What the console says while a test keeps the server away; and the requests that carry labels.
 CUT_OFF = (
-    "ERR_INTERNET_DISCONNECTED|ERR_FAILED|ERR_CONNECTION|ERR_ABORTED|ERR_EMPTY|ERR_TIMED_OUT|50[0-9]|429"
+    "ERR_(INTERNET_DISCONNECTED|FAILED|CONNECTION|ABORTED|EMPTY|TIMED_OUT|SOCKET_NOT_CONNECTED)|50[0-9]|429"
 )
 SENT = "**/trials/*/label"
 
