@@ -127,7 +127,7 @@ def phone(visit: Visit, ratio: float) -> Visitor:
     return visitor
 
 
-@pytest.mark.only("sqlite")  # what is stored is stored as in the session by keyboard
+@pytest.mark.quickly("sqlite")  # what is stored is stored as in the session by keyboard
 def test_the_bot_plays_a_whole_session_by_touch_on_a_small_phone(
     visit: Visit, db: Database, short: Pack
 ) -> None:
@@ -190,7 +190,7 @@ def seen(page: Page) -> Seen:
     )
 
 
-@pytest.mark.only("sqlite")  # nothing of it is stored
+@pytest.mark.quickly("sqlite")  # nothing of it is stored
 def test_every_page_fits_a_small_phone(visit: Visit, api: httpx2.Client, db: Database) -> None:
     """The pages with images are looked at on two kinds of screen: what else there is, is as wide on each."""
     phones = {ratio: phone(visit, ratio).page("/") for ratio in (1.5, 2.625)}
@@ -256,7 +256,7 @@ def assert_touchable(page: Page, *selectors: str) -> None:
             assert min(box["width"], box["height"]) >= 44, (page.url, box)
 
 
-@pytest.mark.only("sqlite")  # tests/app/test_pages.py sends forms to both
+@pytest.mark.quickly("sqlite")  # tests/app/test_pages.py sends forms to both
 def test_a_whole_session_with_plain_forms(visit: Visit, db: Database, api: httpx2.Client) -> None:
     """The beginning and the end of each part; what lies between is answered at the API."""
     visitor = visit(java_script_enabled=False)
