@@ -171,6 +171,7 @@ def speak(session: Session, token: str, language: str) -> None:
 
 
 def _finish(session: Session, here: SessionView, now: datetime) -> SessionView:
+    """End the session; committed."""
     here.participant.finished_at = now
     here.participant.last_seen_at = now
     here.participant.completion_code = here.definition.completion.code or "-".join(

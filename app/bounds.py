@@ -13,9 +13,8 @@ from app.i18n import N_
 from app.participation import Refusal
 
 MOST_BYTES = 256 * 1024  # of a body: the longest comment, percent-encoded, and room
-MOST_ANSWER_BYTES = (
-    32 * 1024
-)  # of a body that programs send: an answer is of some 300 bytes, its `display` of 4 KiB
+# Of what else goes to /api/: an answer has some 300 bytes, and 4 KiB of `display` at the most.
+MOST_ANSWER_BYTES = 32 * 1024
 MOST_HEADERS = 100
 MOST_HEADER_BYTES = 16 * 1024
 MOST_URL_BYTES = 8 * 1024  # path and query; a recruiter's link is some 300

@@ -260,7 +260,7 @@ def describe(here: SessionView) -> dict[str, Any]:
 async def _stored(request: Request, sent: Answer) -> Response:
     """`next_position` is null once the phase that was answered is over; `state` says what comes then.
 
-    Neither FastAPI's dependencies nor its checks of a reply: for each answer they took as long as storing it.
+    Without FastAPI's dependencies and checks of a reply, as every answer would pay for them.
     """
     batches: Batches = request.app.state.batches
     after = await batches.put(sent)

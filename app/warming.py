@@ -54,5 +54,5 @@ def warm(database: Database, memory: Memory) -> None:
                     results.compute(session, study, progress.default_data(session, study), memory)
     except SQLAlchemyError as error:  # the page itself will say so, if it lasts
         logging.getLogger(__name__).warning("results were not loaded beforehand: %s", logs.reason(error))
-    # A pass over some 100,000 objects that are here to stay held every answer up for a tenth of a second and more.
+    # A pass over these 200,000 objects, which are here to stay, would hold every answer up for a tenth of a second.
     gc.freeze()

@@ -282,7 +282,7 @@ def goals(runs: dict[str, list[Run]]) -> str:
             if rates.get(other):
                 met[f"{goal} times {what}"] = rates[name] >= goal * rates[other]
         lines.append(
-            f"{name}: " + ", ".join(f"{goal}: {'yes' if yes else 'NO'}" for goal, yes in met.items())
+            f"{name}: " + ", ".join(f"{what}: {'yes' if yes else 'NO'}" for what, yes in met.items())
         )
     return "\n".join(lines)
 
